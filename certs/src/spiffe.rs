@@ -309,7 +309,7 @@ mod tests {
             ("n/sa/x", "a", SpiffeError::PathCharacter('/')),
             ("..", "a", SpiffeError::DotSegment),
             ("n", "a/b", SpiffeError::PathCharacter('/')),
-            ("n", &"a".repeat(2048), SpiffeError::Long(2079)),
+            ("n", &"a".repeat(2048), SpiffeError::Long(2078)),
         ] {
             assert_eq!(SpiffeId::workload(&td, namespace, account), Err(error));
         }

@@ -204,3 +204,124 @@ pub(crate) fn check_root(
         .add(der.clone())
         .map_err(|e| format!("it is no trust anchor: {e}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{IsCa, KeyUsagePurpose, SanType};
+
+    use super::*;
+    use crate::testing::TestPki;
+
+    fn pem(der: &CertificateDer<'_>) -> String {
+        x509::pem("CERTIFICATE", der)
+    }
+
+    fn read(pki: &TestPki, text: &str) -> (TrustBundle, Vec<BundleWarning>) {
+        TrustBundle::from_pem(pki.trust_domain(), text).unwrap()
+    }
+
+    #[test]
+    fn a_bundle_is_a_set() {
+        let pki = TestPki::new("td");
+        let (a, b) = (
+            pem(&pki.mutated_root(|_| {})),
+            pem(&pki.mutated_root(|_| {})),
+        );
+        let expected = read(&pki, &format!("{a}{b}")).0;
+        assert_eq!(expected.roots(pki.trust_domain()).unwrap().len(), 2);
+        for text in [
+            format!("{b}{a}"),
+            format!("{a}{b}{a}{a}"),
+            format!("\n\n{b}\n \n{a}\n\n"),
+            format!("# our roots\nsubject=x\n{a}{b}"),
+            format!("{a}{b}").replace('\n', "\r\n"),
+        ] {
+            let (bundle, warnings) = read(&pki, &text);
+            assert_eq!(bundle, expected);
+            assert_eq!(warnings, []);
+        }
+        assert_ne!(read(&pki, &a).0, expected);
+        // What we write reads back.
+        let text = expected.to_pem(pki.trust_domain());
+        assert_eq!(read(&pki, &text).0, expected);
+    }
+
+    #[test]
+    fn bad_entries_are_skipped_and_reported() {
+        let pki = TestPki::new("td");
+        let good = pem(&pki.mutated_root(|_| {}));
+        let leaf = pem(&pki.issue("a", "b").chain[0]);
+        let no_ca = pem(&pki.mutated_root(|p| p.is_ca = IsCa::ExplicitNoCa));
+        let no_sign = pem(&pki.mutated_root(|p| p.key_usages = vec![KeyUsagePurpose::CrlSign]));
+        let foreign = pem(&pki.mutated_root(|p| {
+            p.subject_alt_names = vec![SanType::URI("spiffe://other".try_into().unwrap())];
+        }));
+        let key = good.replace("CERTIFICATE", "PRIVATE KEY");
+        let cut = "-----BEGIN CERTIFICATE-----\nMIIB\n".to_owned();
+        let junk = pem(&CertificateDer::from(vec![1, 2, 3]));
+        for (bad, word) in [
+            (leaf, "not a CA"),
+            (no_ca, "not a CA"),
+            (no_sign, "keyCertSign"),
+            (foreign, "spiffe://other"),
+            (key, "not a CERTIFICATE"),
+            (cut, "end"),
+            (junk, "DER"),
+            (
+                "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n".into(),
+                "ase64",
+            ),
+        ] {
+            for (text, entry) in [(format!("{bad}{good}"), 1), (format!("{good}{bad}"), 2)] {
+                let (bundle, warnings) = read(&pki, &text);
+                assert_eq!(bundle, read(&pki, &good).0);
+                assert_eq!(warnings.len(), 1, "{warnings:?}");
+                assert_eq!(warnings[0].entry, entry, "{bad}");
+                assert!(warnings[0].to_string().contains(word), "{}", warnings[0]);
+            }
+            let error = TrustBundle::from_pem(pki.trust_domain(), &bad).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn without_a_root_there_is_no_bundle() {
+        let pki = TestPki::new("td");
+        for text in ["", "\n\n", "hello"] {
+            let error = TrustBundle::from_pem(pki.trust_domain(), text).unwrap_err();
+            assert!(
+                matches!(error, BundleError::NoRoot { ref warnings, .. } if warnings.is_empty())
+            );
+        }
+        let text = " ".repeat(MAX_BUNDLE_BYTES + 1);
+        let error = TrustBundle::from_pem(pki.trust_domain(), &text).unwrap_err();
+        assert_eq!(error, BundleError::TooLong(MAX_BUNDLE_BYTES + 1));
+    }
+
+    #[test]
+    fn domains_are_kept_apart() {
+        let (a, b) = (TestPki::new("a"), TestPki::new("b"));
+        let mut both = a.ca.bundle();
+        both.merge(&b.ca.bundle());
+        both.merge(&b.ca.bundle());
+        assert_eq!(
+            both.roots(a.trust_domain()),
+            a.ca.bundle().roots(a.trust_domain())
+        );
+        assert_eq!(
+            both.roots(b.trust_domain()),
+            b.ca.bundle().roots(b.trust_domain())
+        );
+        assert_eq!(both.roots(&"c".parse().unwrap()), None);
+        assert_eq!(both.to_pem(a.trust_domain()).matches("BEGIN").count(), 1);
+        assert_eq!(
+            both.fingerprints(),
+            [a.ca.root_fingerprint(), b.ca.root_fingerprint()]
+        );
+        assert_eq!(
+            both.not_after(),
+            Some(a.ca.root_not_after().min(b.ca.root_not_after()))
+        );
+        assert_eq!(TrustBundle::default().not_after(), None);
+    }
+}

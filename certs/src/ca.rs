@@ -721,3 +721,394 @@ fn stage(dir: &Path, name: &str, mode: u32, text: &str) -> Result<PathBuf, CaErr
         Err(source) => Err(CaError::Io { path, source }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use x509_parser::extensions::ParsedExtension;
+    use x509_parser::oid_registry::{
+        OID_X509_EXT_EXTENDED_KEY_USAGE, OID_X509_EXT_SUBJECT_ALT_NAME,
+    };
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn start() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    fn domain(name: &str) -> TrustDomain {
+        name.parse().unwrap()
+    }
+
+    fn csr(change: impl FnOnce(&mut CertificateParams)) -> Csr {
+        let mut params = CertificateParams::default();
+        change(&mut params);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let request = params.serialize_request(&key).unwrap();
+        Csr::from_pem(&request.pem().unwrap()).unwrap()
+    }
+
+    fn assert_is_our_leaf(der: &CertificateDer<'_>, id: &SpiffeId) {
+        let leaf = x509::parse(der).unwrap();
+        assert_eq!(x509::uri_names(&leaf).unwrap(), [id.as_str()]);
+        assert_eq!(leaf.subject().iter().count(), 0);
+        assert!(!x509::basic_constraints(&leaf).unwrap().unwrap().ca);
+        let (usage, critical) = x509::key_usage(&leaf).unwrap().unwrap();
+        assert_eq!((usage.flags, critical), (1, true), "digitalSignature alone");
+        let san = leaf
+            .get_extension_unique(&OID_X509_EXT_SUBJECT_ALT_NAME)
+            .unwrap()
+            .unwrap();
+        assert!(san.critical, "the subject is empty");
+        let ParsedExtension::SubjectAlternativeName(names) = san.parsed_extension() else {
+            panic!("no names");
+        };
+        assert_eq!(names.general_names.len(), 1);
+        let eku = leaf
+            .get_extension_unique(&OID_X509_EXT_EXTENDED_KEY_USAGE)
+            .unwrap()
+            .unwrap();
+        let ParsedExtension::ExtendedKeyUsage(eku) = eku.parsed_extension() else {
+            panic!("no extended key usage");
+        };
+        assert!(eku.server_auth && eku.client_auth);
+        assert!(!eku.any && !eku.code_signing && eku.other.is_empty());
+    }
+
+    #[test]
+    fn only_the_public_key_comes_from_the_request() {
+        let ca = Ca::create(&domain("td"), start());
+        let id: SpiffeId = "spiffe://td/ns/a/sa/b".parse().unwrap();
+        let greedy = csr(|params| {
+            params
+                .distinguished_name
+                .push(DnType::CommonName, "root of all");
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
+            params.subject_alt_names = vec![
+                SanType::URI(
+                    "spiffe://td/ns/weft-system/sa/weft-control"
+                        .try_into()
+                        .unwrap(),
+                ),
+                SanType::DnsName("bank.test".try_into().unwrap()),
+            ];
+        });
+        for request in [greedy, csr(|_| {})] {
+            let chain = ca.sign(&request, &id, HOUR, start()).unwrap();
+            assert_is_our_leaf(&chain.der[0], &id);
+            let leaf = x509::parse(&chain.der[0]).unwrap();
+            assert_eq!(
+                x509::sha256(leaf.public_key().raw),
+                request.public_key_fingerprint()
+            );
+        }
+    }
+
+    #[test]
+    fn requests_of_every_kind_of_key_are_signed_unchanged() {
+        let ca = Ca::create(&domain("td"), start());
+        let id: SpiffeId = "spiffe://td/ns/a/sa/b".parse().unwrap();
+        for pem in [
+            include_str!("../testdata/rsa-2048.csr"),
+            include_str!("../testdata/p384-sha256.csr"),
+        ] {
+            let request = Csr::from_pem(pem).unwrap();
+            let chain = ca.sign(&request, &id, HOUR, start()).unwrap();
+            let leaf = x509::parse(&chain.der[0]).unwrap();
+            assert_eq!(
+                x509::sha256(leaf.public_key().raw),
+                request.public_key_fingerprint()
+            );
+        }
+    }
+
+    #[test]
+    fn foreign_identities_are_not_signed() {
+        let ca = Ca::create(&domain("td"), start());
+        for id in [
+            "spiffe://other/ns/a/sa/b",
+            "spiffe://td.other/ns/a/sa/b",
+            "spiffe://td",
+        ] {
+            let result = ca.sign(&csr(|_| {}), &id.parse().unwrap(), HOUR, start());
+            assert!(
+                matches!(result, Err(CaError::ForeignId { .. })),
+                "{result:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn lifetimes_are_clamped() {
+        let now = start();
+        let ca = Ca::create(&domain("td"), now);
+        let id: SpiffeId = "spiffe://td/ns/a/sa/b".parse().unwrap();
+        let end = |ttl, now| {
+            let chain = ca.sign(&csr(|_| {}), &id, ttl, now).unwrap();
+            let leaf = x509::parse(&chain.der[0]).unwrap();
+            let (not_before, not_after) = x509::validity(&leaf);
+            assert_eq!(not_before, now - BACKDATE);
+            assert_eq!(not_after, chain.not_after);
+            not_after
+        };
+        assert_eq!(end(HOUR, now), now + HOUR);
+        assert_eq!(end(DEFAULT_LEAF_TTL, now), now + 24 * HOUR);
+        assert_eq!(end(Duration::ZERO, now), now + MIN_LEAF_TTL);
+        assert_eq!(end(Duration::MAX, now), now + MAX_LEAF_TTL);
+        let late = ca.intermediate_not_after() - HOUR;
+        assert_eq!(end(DEFAULT_LEAF_TTL, late), late + HOUR);
+
+        let after = ca.intermediate_not_after();
+        let result = ca.sign(&csr(|_| {}), &id, HOUR, after);
+        assert!(matches!(result, Err(CaError::IntermediateExpired)));
+    }
+
+    #[test]
+    fn fractions_of_a_second_are_cut() {
+        let now = start() + Duration::from_nanos(999_999_999);
+        let ca = Ca::create(&domain("td"), now);
+        let id: SpiffeId = "spiffe://td/ns/a/sa/b".parse().unwrap();
+        let cert = ca.issue(&id, HOUR, now).unwrap();
+        assert_eq!(cert.not_after, start() + HOUR);
+    }
+
+    #[test]
+    fn serial_numbers_are_random_and_long() {
+        let ca = Ca::create(&domain("td"), start());
+        let id: SpiffeId = "spiffe://td/ns/a/sa/b".parse().unwrap();
+        let request = csr(|_| {});
+        let mut serials = std::collections::HashSet::new();
+        let mut longest = 0;
+        for _ in 0..50 {
+            let chain = ca.sign(&request, &id, HOUR, start()).unwrap();
+            let leaf = x509::parse(&chain.der[0]).unwrap();
+            longest = longest.max(leaf.tbs_certificate.serial.bits());
+            assert!(serials.insert(leaf.tbs_certificate.serial.clone()));
+        }
+        assert!((121..=128).contains(&longest), "{longest}");
+    }
+
+    #[test]
+    fn the_intermediate_is_renewed_in_its_last_third() {
+        let now = start();
+        let ca = Ca::create(&domain("td"), now);
+        let first = ca.intermediate_not_after();
+        assert!(!ca.ensure_intermediate(now + INTERMEDIATE_TTL / 2).unwrap());
+        let due = now + INTERMEDIATE_TTL * 3 / 4;
+        assert!(ca.ensure_intermediate(due).unwrap());
+        assert!(!ca.ensure_intermediate(due).unwrap());
+        assert_eq!(ca.intermediate_not_after(), due + INTERMEDIATE_TTL);
+        assert!(ca.intermediate_not_after() > first);
+
+        // Near the root's end it ends with the root, and is not made over and over.
+        let last = ca.root_not_after() - 100 * DAY;
+        assert!(ca.ensure_intermediate(last).unwrap());
+        assert_eq!(ca.intermediate_not_after(), ca.root_not_after());
+        assert!(!ca.ensure_intermediate(last + 99 * DAY).unwrap());
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    fn chmod(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// An authority in a directory that did not exist.
+    fn on_disk() -> (tempfile::TempDir, PathBuf, Ca) {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("deep/ca");
+        let (ca, created) = Ca::open_or_create(&dir, &domain("td"), start()).unwrap();
+        assert!(created);
+        (temp, dir, ca)
+    }
+
+    #[test]
+    fn an_authority_is_created_once_and_opened_again() {
+        let (_temp, dir, ca) = on_disk();
+        assert_eq!(mode(&dir), 0o700);
+        assert_eq!(mode(&dir.join(ROOT_KEY)), 0o600);
+        assert_eq!(mode(&dir.join(INTERMEDIATE_KEY)), 0o600);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 4, "no temporary files");
+
+        let (again, created) = Ca::open_or_create(&dir, &domain("td"), start()).unwrap();
+        assert!(!created);
+        let opened = Ca::open_at(&dir, start()).unwrap();
+        for other in [&again, &opened] {
+            assert_eq!(other.root_fingerprint(), ca.root_fingerprint());
+            assert_eq!(other.bundle(), ca.bundle());
+            assert_eq!(other.trust_domain(), &domain("td"));
+            assert_eq!(other.intermediate.read().der, ca.intermediate.read().der);
+        }
+        // What the opened one signs, the first one's bundle trusts.
+        let id: SpiffeId = "spiffe://td/ns/a/sa/b".parse().unwrap();
+        let cert = opened.issue(&id, HOUR, start()).unwrap();
+        let clock = Arc::new(crate::testing::FixedClock::new(start()));
+        let verifier = crate::SvidVerifier::new(Arc::new(ca.bundle()), clock);
+        assert_eq!(verifier.verify(&cert.chain[0], &cert.chain[1..]), Ok(id));
+    }
+
+    #[test]
+    fn open_uses_the_time_of_the_machine() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("ca");
+        let (ca, _) = Ca::open_or_create(&dir, &domain("td"), SystemTime::now()).unwrap();
+        let opened = Ca::open(&dir).unwrap();
+        assert_eq!(opened.root_fingerprint(), ca.root_fingerprint());
+    }
+
+    #[test]
+    fn a_renewed_intermediate_is_stored() {
+        let (_temp, dir, ca) = on_disk();
+        let due = start() + INTERMEDIATE_TTL * 3 / 4;
+        assert!(ca.ensure_intermediate(due).unwrap());
+        let opened = Ca::open_at(&dir, due).unwrap();
+        assert_eq!(opened.intermediate.read().der, ca.intermediate.read().der);
+
+        // Opening late renews by itself, even when it has expired.
+        let late = due + INTERMEDIATE_TTL + DAY;
+        let opened = Ca::open_at(&dir, late).unwrap();
+        assert_eq!(opened.intermediate_not_after(), late + INTERMEDIATE_TTL);
+
+        // So does opening without one.
+        for name in [INTERMEDIATE_CERT, INTERMEDIATE_KEY] {
+            fs::remove_file(dir.join(name)).unwrap();
+        }
+        Ca::open_at(&dir, late).unwrap();
+        assert_eq!(mode(&dir.join(INTERMEDIATE_KEY)), 0o600);
+    }
+
+    /// Breaks an authority on disk, and returns what opening it says.
+    fn refusal(asked: &str, now: SystemTime, break_it: impl FnOnce(&Path)) -> String {
+        let (_temp, dir, _) = on_disk();
+        break_it(&dir);
+        let result = Ca::open_or_create(&dir, &domain(asked), now);
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn keys_open_to_others_are_refused() {
+        for (name, bits) in [
+            (ROOT_KEY, 0o640),
+            (ROOT_KEY, 0o604),
+            (INTERMEDIATE_KEY, 0o660),
+        ] {
+            let text = refusal("td", start(), |dir| chmod(&dir.join(name), bits));
+            assert!(text.contains(name) && text.contains("chmod 600"), "{text}");
+        }
+    }
+
+    #[test]
+    fn broken_files_are_refused_by_name() {
+        let swap = |dir: &Path, name: &str| {
+            let other = on_disk();
+            fs::copy(other.1.join(name), dir.join(name)).unwrap();
+        };
+        type Break<'a> = Box<dyn Fn(&Path) + 'a>;
+        let cases: Vec<(Break<'_>, [&str; 2])> = vec![
+            (
+                Box::new(|d| swap(d, ROOT_KEY)),
+                [ROOT_KEY, "is not the key of"],
+            ),
+            (
+                Box::new(|d| swap(d, ROOT_CERT)),
+                [ROOT_KEY, "is not the key of"],
+            ),
+            (
+                Box::new(|d| swap(d, INTERMEDIATE_KEY)),
+                [INTERMEDIATE_KEY, "delete intermediate.pem"],
+            ),
+            (
+                Box::new(|d| {
+                    let other = on_disk();
+                    for name in [INTERMEDIATE_KEY, INTERMEDIATE_CERT] {
+                        fs::copy(other.1.join(name), d.join(name)).unwrap();
+                    }
+                }),
+                [INTERMEDIATE_CERT, "not signed by root.pem"],
+            ),
+            (
+                Box::new(|d| fs::remove_file(d.join(ROOT_KEY)).unwrap()),
+                [ROOT_KEY, "is missing"],
+            ),
+            (
+                Box::new(|d| fs::remove_file(d.join(ROOT_CERT)).unwrap()),
+                [ROOT_CERT, "is missing"],
+            ),
+            (
+                Box::new(|d| fs::remove_file(d.join(INTERMEDIATE_KEY)).unwrap()),
+                [INTERMEDIATE_KEY, "is missing"],
+            ),
+            (
+                Box::new(|d| fs::write(d.join(ROOT_CERT), "junk").unwrap()),
+                [ROOT_CERT, "no PEM certificate"],
+            ),
+            (
+                Box::new(|d| fs::write(d.join(ROOT_KEY), "junk").unwrap()),
+                [ROOT_KEY, "no PEM private key"],
+            ),
+        ];
+        for (break_it, words) in cases {
+            let text = refusal("td", start(), break_it);
+            for word in words {
+                assert!(text.contains(word), "{word}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_expired_root_and_a_foreign_trust_domain_are_refused() {
+        let text = refusal("td", start() + ROOT_TTL, |_| {});
+        assert!(
+            text.contains("expired") && text.contains(ROOT_CERT),
+            "{text}"
+        );
+        let text = refusal("other", start(), |_| {});
+        assert!(text.contains("td, not of other"), "{text}");
+    }
+
+    #[test]
+    fn a_root_that_is_no_root_is_refused() {
+        let (_temp, dir, ca) = on_disk();
+        // The leaf's certificate and key in the root's place.
+        let id: SpiffeId = "spiffe://td/ns/a/sa/b".parse().unwrap();
+        let cert = ca.issue(&id, HOUR, start()).unwrap();
+        fs::write(
+            dir.join(ROOT_CERT),
+            x509::pem("CERTIFICATE", &cert.chain[0]),
+        )
+        .unwrap();
+        fs::write(
+            dir.join(ROOT_KEY),
+            x509::pem("PRIVATE KEY", cert.key.secret_der()),
+        )
+        .unwrap();
+        let error = Ca::open_at(&dir, start()).unwrap_err().to_string();
+        assert!(error.contains("not a CA certificate"), "{error}");
+    }
+
+    #[test]
+    fn opening_nothing_is_an_error_and_creates_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("ca");
+        let error = Ca::open(&dir).unwrap_err().to_string();
+        assert!(error.contains("root.pem is missing"), "{error}");
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn leftovers_of_a_crash_do_not_matter() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path();
+        let leftover = dir.join(format!(".root.key.{}.tmp", std::process::id()));
+        fs::write(&leftover, "half a k").unwrap();
+        chmod(&leftover, 0o644);
+        Ca::open_or_create(dir, &domain("td"), start()).unwrap();
+        assert!(!leftover.exists());
+        assert_eq!(mode(&dir.join(ROOT_KEY)), 0o600);
+    }
+}

@@ -189,3 +189,115 @@ fn is_signed_by(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>) -
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::TestPki;
+
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+
+    #[test]
+    fn renewal_is_at_70_percent() {
+        let pki = TestPki::at(
+            "td",
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+        );
+        let now = pki.clock.now();
+        // (ttl, jitter, seconds after issuance), by our authority
+        for (ttl, jitter, after) in [
+            (24 * HOUR, 0.5, 24 * HOUR * 70 / 100),
+            (24 * HOUR, 0.0, 24 * HOUR * 65 / 100),
+            (24 * HOUR, 1.0, 24 * HOUR * 75 / 100),
+            (HOUR, 0.5, 42 * MINUTE),
+            (MINUTE, 0.0, 39),
+            (MINUTE, 0.5, 42),
+            (MINUTE, 1.0, 45),
+            (HOUR, f64::NAN, 42 * MINUTE),
+            (HOUR, -7.0, 39 * MINUTE),
+            (HOUR, 7.0, 45 * MINUTE),
+        ] {
+            let cert = pki.issue_for(&pki.id("a", "b"), Duration::from_secs(ttl));
+            let found = cert.renew_at(jitter).duration_since(now).unwrap();
+            let error = found.as_secs_f64() - after as f64;
+            assert!(error.abs() < 0.001, "{ttl} {jitter}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn renewal_is_before_the_end_whatever_the_validity() {
+        let pki = TestPki::new("td");
+        let mut cert = pki.issue("a", "b");
+        for seconds in [0, 1, 30, 299, 300, 301, 360, 900, 86_400] {
+            cert.not_after = cert.not_before + Duration::from_secs(seconds);
+            for jitter in [0.0, 1.0] {
+                let at = cert.renew_at(jitter);
+                assert!(at >= cert.not_before, "{seconds}");
+                assert!(at < cert.not_after || seconds == 0, "{seconds}");
+            }
+        }
+        cert.not_after = cert.not_before - Duration::from_secs(1);
+        assert_eq!(cert.renew_at(1.0), cert.not_before);
+    }
+
+    #[test]
+    fn a_chain_is_joined_with_its_key_only() {
+        let pki = TestPki::new("td");
+        let now = pki.clock.now();
+        let id = pki.id("a", "b");
+        let key = KeyPair::generate().unwrap();
+        let csr = crate::Csr::from_pem(&key.csr_pem(None).unwrap()).unwrap();
+        let chain = pki
+            .ca
+            .sign(&csr, &id, Duration::from_secs(HOUR), now)
+            .unwrap();
+        let pem = chain.pem();
+
+        let cert = WorkloadCert::from_chain(&pem, &key).unwrap();
+        assert_eq!((&cert.id, &cert.chain), (&id, &chain.der));
+        assert_eq!(cert.not_after, chain.not_after);
+        assert_eq!(cert.chain.len(), 3);
+        let together = [pem.concat()];
+        assert_eq!(
+            WorkloadCert::from_chain(&together, &key).unwrap().chain,
+            chain.der
+        );
+
+        let other = KeyPair::generate().unwrap();
+        let swapped = [pem[0].clone(), pem[2].clone(), pem[1].clone()];
+        for (chain, key, error) in [
+            (&pem[..], &other, CertError::OtherKey),
+            (&[][..], &key, CertError::Length(0)),
+            (&["text".to_owned()][..], &key, CertError::Length(0)),
+            (&vec![pem[0].clone(); 9][..], &key, CertError::Length(9)),
+            (&swapped[..], &key, CertError::Broken(1)),
+            (&pem[1..], &key, CertError::Svid(SvidError::NoPath)),
+        ] {
+            let result = WorkloadCert::from_chain(chain, key);
+            assert_eq!(result.unwrap_err(), error);
+        }
+        let cut = [pem[0].replace("-----END", "---END")];
+        let result = WorkloadCert::from_chain(&cut, &key);
+        assert!(matches!(result, Err(CertError::Pem(_))), "{result:?}");
+    }
+
+    #[test]
+    fn peers_get_the_chain_without_the_root() {
+        let cert = TestPki::new("td").issue("a", "b");
+        assert_eq!(cert.certified_key().unwrap().cert, cert.chain[..2]);
+        assert_eq!(cert.certified_key_with_root().unwrap().cert, cert.chain);
+    }
+
+    #[test]
+    fn the_key_is_not_printed() {
+        let cert = TestPki::new("td").issue("a", "b");
+        let text = format!("{cert:?}");
+        assert!(text.contains("spiffe://td/ns/a/sa/b"), "{text}");
+        assert!(!text.contains("key"), "{text}");
+        let copy = cert.clone();
+        assert_eq!(copy.key.secret_der(), cert.key.secret_der());
+    }
+}

@@ -52,6 +52,9 @@ pub enum CsrError {
     /// The requester has not proved to hold the private key.
     #[error("the signature of the signing request does not match its public key")]
     Signature,
+    /// Signed with SHA-1.
+    #[error("the signing request is signed with SHA-1; sign it with SHA-256")]
+    Sha1,
     /// It asks for several URIs.
     #[error("the signing request asks for {0} URIs; ask for the one SPIFFE ID, or for no name")]
     ManyUris(usize),
@@ -156,7 +159,7 @@ impl Csr {
         check_key(spki)?;
         let algorithm = &request.signature_algorithm.algorithm;
         if *algorithm == OID_PKCS1_SHA1WITHRSA || *algorithm == OID_SHA1_WITH_RSA {
-            return Err(CsrError::Signature);
+            return Err(CsrError::Sha1);
         }
         request
             .verify_signature()
@@ -252,5 +255,185 @@ fn requested_id(request: &X509CertificationRequest<'_>) -> Result<Option<SpiffeI
             }),
         },
         many => Err(CsrError::ManyUris(many.len())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, IsCa, KeyUsagePurpose};
+
+    use super::*;
+
+    fn request(change: impl FnOnce(&mut CertificateParams)) -> String {
+        let mut params = CertificateParams::default();
+        change(&mut params);
+        let key = rcgen::KeyPair::generate().unwrap();
+        params.serialize_request(&key).unwrap().pem().unwrap()
+    }
+
+    fn uri(text: &str) -> SanType {
+        SanType::URI(text.try_into().unwrap())
+    }
+
+    #[test]
+    fn a_request_of_ours_reads_back() {
+        let key = KeyPair::generate().unwrap();
+        let id: SpiffeId = "spiffe://td/ns/a/sa/b".parse().unwrap();
+        for asked in [None, Some(&id)] {
+            let csr = Csr::from_pem(&key.csr_pem(asked).unwrap()).unwrap();
+            assert_eq!(csr.requested_id().unwrap().as_ref(), asked);
+            assert_eq!(csr.public_key_fingerprint(), key.public_key_fingerprint());
+        }
+        assert_eq!(format!("{key:?}"), "KeyPair(..)");
+    }
+
+    #[test]
+    fn requests_of_other_tools() {
+        let id = "spiffe://mesh.test/ns/a/sa/b".parse().unwrap();
+        // (request, accepted with this id, or the word of the refusal)
+        for (pem, expected) in [
+            (include_str!("../testdata/rsa-2048.csr"), Ok(Some(id))),
+            (include_str!("../testdata/p384-sha256.csr"), Ok(None)),
+            (
+                include_str!("../testdata/rsa-1024.csr"),
+                Err("RSA of 1024 bits"),
+            ),
+            (include_str!("../testdata/rsa-sha1.csr"), Err("SHA-1")),
+            (
+                include_str!("../testdata/secp256k1.csr"),
+                Err("curve 1.3.132.0.10"),
+            ),
+        ] {
+            match (Csr::from_pem(pem), expected) {
+                (Ok(csr), Ok(id)) => assert_eq!(csr.requested_id(), Ok(id)),
+                (Err(error), Err(word)) => {
+                    assert!(error.to_string().contains(word), "{error}");
+                }
+                (result, expected) => panic!("{result:?} instead of {expected:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn kinds_of_keys() {
+        for (algorithm, accepted) in [
+            (&rcgen::PKCS_ECDSA_P256_SHA256, true),
+            (&rcgen::PKCS_ECDSA_P384_SHA384, true),
+            (&rcgen::PKCS_ED25519, true),
+            (&rcgen::PKCS_ECDSA_P521_SHA512, false),
+            (&rcgen::PKCS_ML_DSA_44, false),
+        ] {
+            let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+            let request = CertificateParams::default()
+                .serialize_request(&key)
+                .unwrap();
+            let result = Csr::from_pem(&request.pem().unwrap());
+            assert_eq!(result.is_ok(), accepted, "{algorithm:?} {result:?}");
+        }
+    }
+
+    #[test]
+    fn possession_must_be_proved() {
+        // Any byte may change but those that name the algorithm: they are not signed, and
+        // nothing is taken from them.
+        let key = KeyPair::generate().unwrap();
+        let pem = key.csr_pem(None).unwrap();
+        let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).unwrap();
+        // ecdsa-with-SHA256
+        let name = [0x30, 10, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
+        let algorithm = der.windows(12).position(|w| w == name).unwrap();
+        let algorithm = algorithm..algorithm + 12;
+        let mut refused = 0;
+        for at in (0..der.len()).filter(|at| !algorithm.contains(at)) {
+            let mut changed = der.to_vec();
+            changed[at] ^= 1;
+            let changed = crate::x509::pem("CERTIFICATE REQUEST", &changed);
+            match Csr::from_pem(&changed) {
+                Err(CsrError::Signature) => refused += 1,
+                Err(_) => {}
+                Ok(_) => panic!("accepted with byte {at} changed"),
+            }
+        }
+        assert!(refused > 100, "{refused}");
+    }
+
+    #[test]
+    fn a_request_with_the_key_of_another_is_refused() {
+        let (mine, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let pem = mine.csr_pem(None).unwrap();
+        let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let (from, to) = (mine.0.public_key_raw(), other.0.public_key_raw());
+        let at = der.windows(from.len()).position(|w| w == from).unwrap();
+        let mut stolen = der.to_vec();
+        stolen[at..at + to.len()].copy_from_slice(to);
+        let stolen = crate::x509::pem("CERTIFICATE REQUEST", &stolen);
+        assert_eq!(Csr::from_pem(&stolen).unwrap_err(), CsrError::Signature);
+    }
+
+    #[test]
+    fn texts_that_are_no_request() {
+        let good = KeyPair::generate().unwrap().csr_pem(None).unwrap();
+        let trailing = {
+            let der = CertificateSigningRequestDer::from_pem_slice(good.as_bytes()).unwrap();
+            crate::x509::pem("CERTIFICATE REQUEST", &[der.as_ref(), &[0]].concat())
+        };
+        for (pem, word) in [
+            (String::new(), "none"),
+            ("hello".into(), "none"),
+            (good.replace("CERTIFICATE REQUEST", "CERTIFICATE"), "none"),
+            (format!("{good}{good}"), "several"),
+            (crate::x509::pem("CERTIFICATE REQUEST", b"junk"), "PKCS #10"),
+            (trailing, "PKCS #10"),
+            (good.replace("-----END", "---END"), "CERTIFICATE REQUEST"),
+            (" ".repeat(MAX_CSR_BYTES + 1), "16385 bytes"),
+        ] {
+            let error = Csr::from_pem(&pem).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn requested_names() {
+        let id = "spiffe://td/ns/a/sa/b";
+        let other = "spiffe://td/ns/a/sa/c";
+        type Case<'a> = (Vec<SanType>, Result<Option<&'a str>, &'a str>);
+        let cases: [Case<'_>; 8] = [
+            (vec![], Ok(None)),
+            (vec![uri(id)], Ok(Some(id))),
+            (vec![uri(id), uri(other)], Err("2 URIs")),
+            (vec![uri(id), uri(id)], Err("2 URIs")),
+            (
+                vec![uri(id), SanType::DnsName("a.test".try_into().unwrap())],
+                Err("DNSName(a.test)"),
+            ),
+            (
+                vec![SanType::IpAddress([127, 0, 0, 1].into())],
+                Err("IPAddress"),
+            ),
+            (
+                vec![SanType::Rfc822Name("a@b.test".try_into().unwrap())],
+                Err("a@b.test"),
+            ),
+            (vec![uri("https://td/x")], Err("https://td/x")),
+        ];
+        for (names, expected) in cases {
+            let pem = request(|params| params.subject_alt_names = names);
+            match (Csr::from_pem(&pem).unwrap().requested_id(), expected) {
+                (Ok(found), Ok(id)) => assert_eq!(found, id.map(|id| id.parse().unwrap())),
+                (Err(error), Err(word)) => {
+                    assert!(error.to_string().contains(word), "{error}");
+                }
+                (result, expected) => panic!("{result:?} instead of {expected:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn wishes_beyond_a_name_are_no_error() {
+        let pem = request(|params| {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        });
+        assert_eq!(Csr::from_pem(&pem).unwrap().requested_id(), Ok(None));
     }
 }

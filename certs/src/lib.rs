@@ -17,6 +17,8 @@ pub mod csr;
 pub mod spiffe;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 pub mod verify;
 mod x509;

@@ -140,6 +140,7 @@ impl From<SvidError> for rustls::Error {
 }
 
 /// The [`SvidError`] that a failed handshake carries, if our verifier refused the peer.
+/// Show this one: rustls prints no more of it than its variant.
 #[must_use]
 pub fn svid_error(error: &rustls::Error) -> Option<&SvidError> {
     match error {

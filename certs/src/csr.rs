@@ -334,17 +334,18 @@ mod tests {
 
     #[test]
     fn possession_must_be_proved() {
-        // Any byte may change but those that name the algorithm: they are not signed, and
-        // nothing is taken from them.
+        // No byte of the signed part or of the signature may change. Between them are the name
+        // of the algorithm and the header of the signature: not signed, and nothing is taken
+        // from them.
         let key = KeyPair::generate().unwrap();
         let pem = key.csr_pem(None).unwrap();
         let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).unwrap();
         // ecdsa-with-SHA256
         let name = [0x30, 10, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
         let algorithm = der.windows(12).position(|w| w == name).unwrap();
-        let algorithm = algorithm..algorithm + 12;
+        let unsigned = algorithm..algorithm + name.len() + 3;
         let mut refused = 0;
-        for at in (0..der.len()).filter(|at| !algorithm.contains(at)) {
+        for at in (0..der.len()).filter(|at| !unsigned.contains(at)) {
             let mut changed = der.to_vec();
             changed[at] ^= 1;
             let changed = crate::x509::pem("CERTIFICATE REQUEST", &changed);

@@ -1,0 +1,343 @@
+//! What people get to read: every message with its place, field and help.
+
+use std::sync::Arc;
+
+use super::{Diagnostic, parse_file};
+
+fn findings(text: &str) -> Vec<Diagnostic> {
+    parse_file(&Arc::from("mesh.yaml"), text)
+        .into_iter()
+        .flat_map(|parsed| parsed.diagnostics)
+        .collect()
+}
+
+fn shown(text: &str) -> String {
+    let lines: Vec<String> = findings(text).iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+/// An HTTPRoute whose one rule is this flow mapping, on line 6, from column 5.
+fn http_rule(rule: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: post, namespace: blog}}
+spec:
+  parentRefs: [{{group: '', kind: Service, name: post}}]
+  rules:
+  - {rule}
+"
+    )
+}
+
+#[test]
+fn the_whole_message() {
+    let text = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: post
+  namespace: blog
+spec:
+  parentRefs:
+  - {group: '', kind: Service, name: post}
+  rules:
+  - backendRefs:
+    - {name: post, port: 80}
+    matchs:
+    - path: {value: /}
+";
+    assert_eq!(
+        shown(text),
+        "error: mesh.yaml:13:5: HTTPRoute blog/post: spec.rules[0].matchs: unknown field `matchs`
+  help: did you mean `matches`?"
+    );
+}
+
+/// `field: message | help` of the only finding for one rule.
+fn check_rule(rule: &str, expect: &str) {
+    let found = findings(&http_rule(rule));
+    let lines: Vec<String> = found
+        .iter()
+        .map(|d| format!("{}: {} | {}", d.field, d.message, d.help))
+        .collect();
+    let expect: Vec<&str> = Some(expect).into_iter().filter(|e| !e.is_empty()).collect();
+    assert_eq!(lines.len(), expect.len(), "{rule}\n{lines:#?}");
+    for (line, expect) in lines.iter().zip(expect) {
+        assert!(
+            line.starts_with(expect),
+            "{rule}\nfound  {line}\nexpect {expect}"
+        );
+        assert_eq!(found[0].line, 7, "{rule}");
+    }
+}
+
+#[test]
+fn http_rules() {
+    let backend = "backendRefs: [{name: a, port: 80}]";
+    for (rule, expect) in [
+        ("{BACKEND}", ""),
+        (
+            "{BACKEND, matches: [{path: {type: Prefix, value: /}}]}",
+            "spec.rules[0].matches[0].path.type: `Prefix` is not a known value | did you mean `PathPrefix`?",
+        ),
+        (
+            "{BACKEND, matches: [{path: {value: a}}]}",
+            "spec.rules[0].matches[0].path.value: `a` is not a valid path | a path starts with `/`",
+        ),
+        (
+            "{BACKEND, matches: [{path: {type: RegularExpression, value: '('}}]}",
+            "spec.rules[0].matches[0].path.value: `(` is not a valid path | error: unclosed group",
+        ),
+        (
+            "{BACKEND, matches: [{method: get}]}",
+            "spec.rules[0].matches[0].method: `get` is not a known value | did you mean `GET`?",
+        ),
+        (
+            "{BACKEND, matches: [{headers: [{name: a, value: 1}]}]}",
+            "spec.rules[0].matches[0].headers[0].value: expected a string, found the number 1 | write the value in quotes",
+        ),
+        (
+            "{BACKEND, matches: [{headers: [{name: a b, value: x}]}]}",
+            "spec.rules[0].matches[0].headers[0].name: `a b` is not a valid name",
+        ),
+        (
+            "{BACKEND, matches: [{headers: [{name: A, value: x}, {name: a, value: y}]}]}",
+            "spec.rules[0].matches[0].headers[1].name: `a` is matched twice",
+        ),
+        (
+            "{BACKEND, retry: {attempts: 3}}",
+            "spec.rules[0].retry: `retry` is not supported yet | remove the field; nothing is silently ignored",
+        ),
+        (
+            "{BACKEND, sessionPersistence: {}}",
+            "spec.rules[0].sessionPersistence: `sessionPersistence` is not supported yet",
+        ),
+        (
+            "{BACKEND, filters: [{type: RequestMirror, requestMirror: {}}]}",
+            "spec.rules[0].filters[0].type: the filter RequestMirror is not supported yet",
+        ),
+        (
+            "{BACKEND, filters: [{type: CORS, cors: {}}]}",
+            "spec.rules[0].filters[0].type: the filter CORS is not supported yet",
+        ),
+        (
+            "{BACKEND, filters: [{type: URLRewrite, urlRewrite: {hostname: 'A:1'}}]}",
+            "spec.rules[0].filters[0].urlRewrite.hostname: `A:1` is not a host name",
+        ),
+        (
+            "{filters: [{type: URLRewrite, urlRewrite: {}}, {type: RequestRedirect, requestRedirect: {}}]}",
+            "spec.rules[0].filters: RequestRedirect and URLRewrite exclude each other",
+        ),
+        (
+            "{BACKEND, filters: [{type: URLRewrite, urlRewrite: {}}, {type: URLRewrite, urlRewrite: {}}]}",
+            "spec.rules[0].filters[1]: a second URLRewrite filter",
+        ),
+        (
+            "{BACKEND, filters: [{type: RequestRedirect, requestRedirect: {}}]}",
+            "spec.rules[0].backendRefs: a rule that redirects has no backends",
+        ),
+        (
+            "{filters: [{type: RequestRedirect, requestRedirect: {statusCode: 300}}]}",
+            "spec.rules[0].filters[0].requestRedirect.statusCode: 300 is not a redirect | use 301, 302, 303, 307 or 308",
+        ),
+        (
+            "{filters: [{type: RequestRedirect, requestRedirect: {port: 0}}]}",
+            "spec.rules[0].filters[0].requestRedirect.port: 0 is out of range | the value must be from 1 to 65535",
+        ),
+        (
+            "{BACKEND, filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /a}}}], matches: [{path: {type: Exact, value: /b}}]}",
+            "spec.rules[0]: ReplacePrefixMatch needs exactly one match",
+        ),
+        (
+            "{BACKEND, filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /a}}}], matches: [{path: {value: /b}}, {path: {value: /c}}]}",
+            "spec.rules[0]: ReplacePrefixMatch needs exactly one match",
+        ),
+        (
+            "{BACKEND, filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replacePrefixMatch: /a}}}]}",
+            "spec.rules[0].filters[0].urlRewrite.path.replacePrefixMatch: `replacePrefixMatch` does not belong to this type | use `replaceFullPath`",
+        ),
+        (
+            "{BACKEND, filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: Host, value: a}]}}]}",
+            "spec.rules[0].filters[0].requestHeaderModifier.set[0].name: `Host` cannot be set | use a URLRewrite filter",
+        ),
+        (
+            "{BACKEND, filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: a, value: \"b\\nc\"}]}}]}",
+            "spec.rules[0].filters[0].requestHeaderModifier.add[0].value: \"b\\nc\" is not a valid value",
+        ),
+        (
+            "{BACKEND, timeouts: {request: 1.5s}}",
+            "spec.rules[0].timeouts.request: `1.5s` is not a duration",
+        ),
+        (
+            "{BACKEND, timeouts: {request: 1s, backendRequest: 2s}}",
+            "spec.rules[0].timeouts.backendRequest: `backendRequest` is longer than `request`",
+        ),
+        ("{BACKEND, timeouts: {request: 0s, backendRequest: 2s}}", ""),
+        (
+            "{backendRefs: [{name: a}]}",
+            "spec.rules[0].backendRefs[0]: required field `port` is missing",
+        ),
+        (
+            "{backendRefs: [{name: a, port: 80, weight: 1000001}]}",
+            "spec.rules[0].backendRefs[0].weight: 1000001 is out of range",
+        ),
+        (
+            "{backendRefs: [{name: a, port: '80'}]}",
+            "spec.rules[0].backendRefs[0].port: expected a whole number, found the text \"80\" | remove the quotes",
+        ),
+        (
+            "{backendRefs: [{name: a, port: 80, kind: Bucket}]}",
+            "spec.rules[0].backendRefs[0]: Bucket of the group \"\" is not supported",
+        ),
+        (
+            "{backendRefs: [{name: a, port: 80, filters: [{type: URLRewrite, urlRewrite: {}}]}]}",
+            "spec.rules[0].backendRefs[0].filters: on a backend only header filters are supported yet",
+        ),
+        (
+            "{matches: [{path: {value: /}}]}",
+            "spec.rules[0]: no backend takes requests: they are answered 500",
+        ),
+        (
+            "{BACKEND, matches: [{path: {type: RegularExpression, value: /a}}, {}]}",
+            "spec.rules[0]: no request reaches the RegularExpression match",
+        ),
+    ] {
+        check_rule(&rule.replace("BACKEND", backend), expect);
+    }
+}
+
+#[test]
+fn other_documents() {
+    for (text, expect) in [
+        (
+            "apiVersion: v1\nkind: Deployment\nmetadata: {name: a}\n",
+            "mesh.yaml:2:7: kind: `Deployment` is not a known kind\n  help: the kinds are Service, HTTPRoute",
+        ),
+        (
+            "apiVersion: v1\nkind: service\nmetadata: {name: a}\n",
+            "mesh.yaml:2:7: kind: `service` is not a known kind\n  help: did you mean `Service`?",
+        ),
+        (
+            "apiVersion: v2\nkind: Service\nmetadata: {name: a}\nspec: {selector: {a: b}, ports: [{port: 1}]}\n",
+            "mesh.yaml:1:13: Service default/a: apiVersion: `v2` is not a known version of Service\n  help: use `v1`",
+        ),
+        ("a: [", "error: mesh.yaml:1:"),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nmetadata: {name: b}\n",
+            "error: mesh.yaml:4:1: duplicate mapping key",
+        ),
+        ("- a\n", "mesh.yaml:1:1: expected a mapping, found a list"),
+        (
+            "kind: Service\n",
+            "mesh.yaml:1:1: required field `apiVersion` is missing",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: A}\nspec: {selector: {a: b}, ports: [{port: 1}]}\n",
+            "metadata.name: `A` is not a valid name",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {selector: {a: b}, ports: [{port: 1}, {port: 2}]}\n",
+            "spec.ports[0]: a port of several needs a `name`",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {selector: {a: b}, ports: [{port: 1, protocol: UDP}]}\n",
+            "warning: mesh.yaml:4:34: Service default/a: spec.ports[0]: the mesh carries TCP only",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {type: ExternalName, selector: {a: b}, ports: [{port: 1}]}\n",
+            "spec.type: ExternalName services are not supported yet",
+        ),
+        (
+            "apiVersion: weft.dev/v1alpha1\nkind: Workload\nmetadata: {name: a}\nspec: {address: localhost}\n",
+            "spec.address: `localhost` is not an IP address",
+        ),
+        (
+            "apiVersion: weft.dev/v1alpha1\nkind: Workload\nmetadata: {name: a}\nspec: {address: 10.0.0.1, weight: 1001}\n",
+            "spec.weight: 1001 is out of range\n  help: the value must be from 0 to 1000",
+        ),
+        (
+            "apiVersion: weft.dev/v1alpha1\nkind: Workload\nmetadata: {name: a}\nspec: {address: 10.0.0.1, ports: [{port: 80, listen: 1}, {name: b, port: 81}]}\n",
+            "spec.ports[1]: a port of several needs `listen`",
+        ),
+        (
+            "apiVersion: weft.dev/v1alpha1\nkind: Workload\nmetadata: {name: a}\nspec: {address: 127.0.0.1, ports: [{port: 14006}]}\n",
+            "spec: ports[0].app is 127.0.0.1:14006, which is ports[0].listen of the sidecar",
+        ),
+        (
+            "apiVersion: weft.dev/v1alpha1\nkind: Workload\nmetadata: {name: a}\nspec: {address: 10.0.0.1, upstreams: [{service: b, localPort: 14001}]}\n",
+            "spec: upstreams[0].localPort and outbound.port both want 127.0.0.1:14001",
+        ),
+        (
+            "apiVersion: weft.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: a}\nspec: {trustDomain: A b}\n",
+            "spec.trustDomain: `A b` is not a trust domain",
+        ),
+        (
+            "apiVersion: weft.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: a}\nspec: {mtls: {mode: off}}\n",
+            "spec.mtls.mode: `off` is not a known value\n  help: one of: permissive, strict",
+        ),
+        (
+            "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: a}\nspec: {targetRefs: [{group: '', kind: Service, name: b}], connectTimeout: 0s}\n",
+            "spec.connectTimeout: the timeout is out of range",
+        ),
+        (
+            "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: a}\nspec: {targetRefs: [{kind: Service, name: b}], loadBalancer: {policy: RoundRobbin}}\n",
+            "spec.loadBalancer.policy: `RoundRobbin` is not a known value\n  help: did you mean `RoundRobin`?",
+        ),
+        (
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: a}\nspec: {parentRefs: [{name: gw}], rules: [{backendRefs: [{name: a, port: 1}]}]}\n",
+            "spec.parentRefs[0]: Gateway of the group \"gateway.networking.k8s.io\" is not supported\n  help: only Services are",
+        ),
+        (
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: a}\nspec: {parentRefs: [{group: '', kind: Service, name: b}], rules: [{matches: [{method: {}}], backendRefs: [{name: a, port: 1}]}]}\n",
+            "spec.rules[0].matches[0].method: a method match needs `service` or `method`",
+        ),
+        (
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: a}\nspec: {parentRefs: [{group: '', kind: Service, name: b}], rules: [{filters: [{type: URLRewrite}], backendRefs: [{name: a, port: 1}]}]}\n",
+            "spec.rules[0].filters[0].type: `URLRewrite` is not a known value",
+        ),
+        (
+            "apiVersion: gateway.networking.k8s.io/v1alpha2\nkind: TCPRoute\nmetadata: {name: a}\nspec: {parentRefs: [{group: '', kind: Service, name: b}], rules: [{backendRefs: [{name: a, port: 1}]}, {backendRefs: [{name: a, port: 1}]}]}\n",
+            "spec.rules: a TCPRoute has one rule",
+        ),
+    ] {
+        let found = shown(text);
+        assert!(
+            found.contains(expect),
+            "{text}\nfound  {found}\nexpect {expect}"
+        );
+    }
+}
+
+#[test]
+fn every_problem_of_a_document_is_reported_in_order() {
+    let text = http_rule("{matchs: [], backendRefs: [{nam: a, port: 0}]}");
+    let found = findings(&text);
+    let fields: Vec<&str> = found.iter().map(|d| d.field.as_str()).collect();
+    assert_eq!(
+        fields,
+        [
+            "spec.rules[0].matchs",
+            "spec.rules[0].backendRefs[0]",
+            "spec.rules[0].backendRefs[0].nam",
+            "spec.rules[0].backendRefs[0].port",
+        ]
+    );
+}
+
+#[test]
+fn a_bad_document_spoils_only_itself() {
+    let good = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {selector: {a: b}, ports: [{port: 1}]}\n";
+    let text = format!(
+        "{good}---\nb: [\n---\n{}",
+        good.replace("name: a", "name: c")
+    );
+    let parsed = parse_file(&Arc::from("mesh.yaml"), &text);
+    let good: Vec<bool> = parsed.iter().map(|p| p.document.is_some()).collect();
+    assert_eq!(good, [true, false, true]);
+    assert!(
+        parsed[1].diagnostics[0].line >= 6,
+        "{:?}",
+        parsed[1].diagnostics
+    );
+}

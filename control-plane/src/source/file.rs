@@ -1,0 +1,395 @@
+//! A directory of YAML files as the source of the mesh.
+//!
+//! A document that becomes bad keeps its last good version in force, and only that
+//! document: an edit never takes down what it does not touch. Changes are seen by inotify
+//! and, should that miss one, by reading the files every two seconds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::config::{Diagnostic, Document, Id, Level, Parsed, parse_file};
+use crate::model::Mesh;
+
+/// The largest file that is read.
+const MAX_FILE_BYTES: u64 = 10 << 20;
+/// How long a burst of changes may go on after its first: editors write in steps.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+/// How often the files are read without being told of a change.
+const POLL: Duration = Duration::from_secs(2);
+
+/// What the files say at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Load {
+    /// What is in force.
+    pub mesh: Mesh,
+    /// Every finding, by file and line.
+    pub diagnostics: Vec<Diagnostic>,
+    /// The number of documents in force.
+    pub documents: usize,
+}
+
+/// A directory of `*.yaml` and `*.yml` files, and those one level below it.
+#[derive(Debug)]
+pub struct FileSource {
+    pub(super) directory: PathBuf,
+    /// By name relative to the directory.
+    files: BTreeMap<String, File>,
+}
+
+/// What is known of one file.
+#[derive(Debug, Default)]
+struct File {
+    /// The content that `parsed` is of.
+    text: Option<Arc<str>>,
+    parsed: Vec<Parsed>,
+    /// The last good version of each of its documents.
+    good: BTreeMap<Id, Arc<Document>>,
+    /// Why the file could not be read just now.
+    trouble: Option<Diagnostic>,
+}
+
+impl FileSource {
+    /// A source that has read nothing yet.
+    #[must_use]
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// Reads all files. Files and directories that cannot be read keep what they said.
+    pub fn load(&mut self) -> Load {
+        let trouble = self.read();
+        self.assemble(trouble)
+    }
+
+    /// Calls `on_load` with the state now and after each change, until dropped. A change
+    /// is seen within some 15 ms of being written.
+    ///
+    /// Cancel safe: dropping the future ends the watch and loses nothing but itself.
+    pub async fn watch(mut self, mut on_load: impl FnMut(Load)) {
+        let (events, mut changed) = mpsc::channel(1);
+        let mut eyes = Eyes::default();
+        let mut last = None;
+        let mut poll = interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = poll.tick() => {}
+                _ = changed.recv() => {
+                    sleep(DEBOUNCE).await;
+                    while changed.try_recv().is_ok() {}
+                }
+            }
+            // The watch is set before the files are read: no change falls in between.
+            eyes.watch(&self.directory, &events);
+            let done = tokio::task::spawn_blocking(move || {
+                let load = self.load();
+                (self, load)
+            })
+            .await;
+            let Ok((source, load)) = done else {
+                tracing::error!("reading the configuration panicked; it is not watched any more");
+                return;
+            };
+            self = source;
+            if last.as_ref() != Some(&load) {
+                on_load(load.clone());
+                last = Some(load);
+            }
+        }
+    }
+
+    /// Brings `files` up to date; returns what is wrong with the directory.
+    fn read(&mut self) -> Option<Diagnostic> {
+        let names = match list(&self.directory) {
+            Ok(names) => names,
+            Err(error) => {
+                let message = format!("cannot read the directory: {error}");
+                let help = "check that it exists and is readable".to_owned();
+                let mut finding = file_error(&self.directory.to_string_lossy(), message, help);
+                finding.in_force = self.anything_good();
+                return Some(finding);
+            }
+        };
+        self.files.retain(|name, _| names.contains(name));
+        for name in names {
+            let content = read_file(&self.directory.join(&name));
+            let file = self.files.entry(name.clone()).or_default();
+            file.update(&name, content);
+        }
+        None
+    }
+
+    fn anything_good(&self) -> Option<&'static str> {
+        let any = self.files.values().any(|file| !file.good.is_empty());
+        any.then_some("what was read before")
+    }
+
+    fn assemble(&self, trouble: Option<Diagnostic>) -> Load {
+        let mut documents = Vec::new();
+        let mut diagnostics: Vec<Diagnostic> = trouble.into_iter().collect();
+        let mut stale: BTreeSet<(&str, &Id)> = BTreeSet::new();
+        for (name, file) in &self.files {
+            diagnostics.extend(file.trouble.clone());
+            diagnostics.extend(file.findings());
+            let current: BTreeSet<&Id> = file
+                .parsed
+                .iter()
+                .filter_map(|parsed| Some(&parsed.document.as_ref()?.id))
+                .collect();
+            stale.extend(
+                file.good
+                    .keys()
+                    .filter(|id| !current.contains(id))
+                    .map(|id| (name.as_str(), id)),
+            );
+            let mut good: Vec<&Arc<Document>> = file.good.values().collect();
+            good.sort_by_key(|document| document.at);
+            documents.extend(good.into_iter().map(Arc::clone));
+            diagnostics.extend(file.duplicates());
+        }
+        let (mesh, findings) = Mesh::build(&documents);
+        // A version that is not in the file any more has nothing to warn about.
+        let is_stale = |finding: &Diagnostic| {
+            stale.iter().any(|(file, id)| {
+                finding.file == *file
+                    && finding.kind == id.kind
+                    && finding.name == format!("{}/{}", id.namespace, id.name)
+            })
+        };
+        diagnostics.extend(findings.into_iter().filter(|finding| !is_stale(finding)));
+        diagnostics.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+        Load {
+            mesh,
+            diagnostics,
+            documents: documents.len(),
+        }
+    }
+}
+
+impl File {
+    fn update(&mut self, name: &str, content: io::Result<String>) {
+        self.trouble = None;
+        let text = match content {
+            Ok(text) if text.is_empty() && !self.good.is_empty() => {
+                // Also what a program that is about to write the file leaves for a moment.
+                self.trouble = Some(Diagnostic {
+                    level: Level::Warning,
+                    in_force: self.anything_good(),
+                    ..file_error(
+                        name,
+                        "the file has become empty".to_owned(),
+                        "delete the file if its documents shall go".to_owned(),
+                    )
+                });
+                return;
+            }
+            Ok(text) => text,
+            Err(error) => {
+                let message = format!("cannot read the file: {error}");
+                let mut finding = file_error(name, message, String::new());
+                finding.in_force = self.anything_good();
+                self.trouble = Some(finding);
+                return;
+            }
+        };
+        if self.text.as_deref() == Some(&text) {
+            return;
+        }
+        self.parsed = parse_file(&Arc::from(name), &text);
+        self.text = Some(Arc::from(text));
+        // What cannot be read at all could be any of the documents that are missing now.
+        let unreadable = self.parsed.iter().any(|parsed| parsed.id.is_none());
+        let present: BTreeSet<&Id> = self.parsed.iter().filter_map(|p| p.id.as_ref()).collect();
+        self.good.retain(|id, _| unreadable || present.contains(id));
+        let mut seen = BTreeSet::new();
+        for document in self.parsed.iter().filter_map(|p| p.document.as_ref()) {
+            if seen.insert(&document.id) {
+                self.good.insert(document.id.clone(), Arc::clone(document));
+            }
+        }
+    }
+
+    fn anything_good(&self) -> Option<&'static str> {
+        (!self.good.is_empty()).then_some("what was read before")
+    }
+
+    /// The findings of its documents, with what is in force instead.
+    fn findings(&self) -> Vec<Diagnostic> {
+        let mut out = Vec::new();
+        for parsed in &self.parsed {
+            let kept = match &parsed.id {
+                Some(id) => parsed.document.is_none() && self.good.contains_key(id),
+                None => {
+                    let present: BTreeSet<&Id> =
+                        self.parsed.iter().filter_map(|p| p.id.as_ref()).collect();
+                    self.good.keys().any(|id| !present.contains(id))
+                }
+            };
+            out.extend(parsed.diagnostics.iter().map(|finding| Diagnostic {
+                in_force: (kept && finding.level == Level::Error).then_some("last good version"),
+                ..finding.clone()
+            }));
+        }
+        out
+    }
+
+    /// Second documents of one name in this file; those across files are found later.
+    fn duplicates(&self) -> Vec<Diagnostic> {
+        let mut first: BTreeMap<&Id, &Document> = BTreeMap::new();
+        let mut out = Vec::new();
+        for document in self.parsed.iter().filter_map(|p| p.document.as_ref()) {
+            let Some(original) = first.get(&document.id) else {
+                first.insert(&document.id, document);
+                continue;
+            };
+            out.push(Diagnostic {
+                level: Level::Error,
+                file: document.file.to_string(),
+                line: document.at.line,
+                column: document.at.column,
+                kind: document.id.kind.to_owned(),
+                name: format!("{}/{}", document.id.namespace, document.id.name),
+                field: String::new(),
+                message: format!(
+                    "{} is already defined in {}:{}",
+                    document.id, original.file, original.at.line
+                ),
+                help: "only the first is in force; remove one of them".to_owned(),
+                in_force: None,
+            });
+        }
+        out
+    }
+}
+
+fn file_error(file: &str, message: String, help: String) -> Diagnostic {
+    Diagnostic {
+        level: Level::Error,
+        file: file.to_owned(),
+        line: 0,
+        column: 0,
+        kind: String::new(),
+        name: String::new(),
+        field: String::new(),
+        message,
+        help,
+        in_force: None,
+    }
+}
+
+/// The names of the YAML files in a directory and its subdirectories, sorted. Hidden
+/// names are left out: Kubernetes keeps the real files of a volume under `..data`.
+fn list(directory: &Path) -> io::Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if is_hidden(&path) {
+            continue;
+        }
+        if !path.is_dir() {
+            names.extend(yaml_name(&path, directory));
+            continue;
+        }
+        for entry in std::fs::read_dir(&path)? {
+            let path = entry?.path();
+            if !is_hidden(&path) && !path.is_dir() {
+                names.extend(yaml_name(&path, directory));
+            }
+        }
+    }
+    Ok(names)
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name()
+        .is_none_or(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+fn yaml_name(path: &Path, directory: &Path) -> Option<String> {
+    let extension = path.extension().and_then(OsStr::to_str)?;
+    let relative = path.strip_prefix(directory).ok()?.to_str()?;
+    matches!(extension, "yaml" | "yml").then(|| relative.to_owned())
+}
+
+fn read_file(path: &Path) -> io::Result<String> {
+    let size = std::fs::metadata(path)?.len();
+    if size > MAX_FILE_BYTES {
+        return Err(io::Error::other(format!(
+            "{size} bytes are more than {MAX_FILE_BYTES}; split the file"
+        )));
+    }
+    String::from_utf8(std::fs::read(path)?)
+        .map_err(|error| io::Error::other(format!("it is not UTF-8 text: {error}")))
+}
+
+/// The inotify watches of a directory, its subdirectories and its parent: the directory
+/// itself may be replaced.
+#[derive(Default)]
+struct Eyes {
+    watcher: Option<RecommendedWatcher>,
+    /// Directories with their inodes: a replaced one needs a new watch.
+    watched: BTreeSet<(PathBuf, u64)>,
+}
+
+impl Eyes {
+    fn watch(&mut self, directory: &Path, events: &mpsc::Sender<()>) {
+        use std::os::unix::fs::MetadataExt;
+        let mut wanted: Vec<PathBuf> = vec![directory.to_owned()];
+        if let Ok(real) = directory.canonicalize() {
+            wanted.extend(real.parent().map(Path::to_owned));
+        }
+        if let Ok(entries) = std::fs::read_dir(directory) {
+            let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+            wanted.extend(paths.filter(|path| path.is_dir() && !is_hidden(path)));
+        }
+        let wanted: BTreeSet<(PathBuf, u64)> = wanted
+            .into_iter()
+            .filter_map(|path| {
+                let inode = std::fs::metadata(&path).ok()?.ino();
+                Some((path, inode))
+            })
+            .collect();
+        if wanted == self.watched && self.watcher.is_some() {
+            return;
+        }
+        self.watcher = watcher(events.clone());
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
+        for (path, _) in &wanted {
+            if let Err(error) = watcher.watch(path, RecursiveMode::NonRecursive) {
+                tracing::warn!(%error, path = %path.display(), "cannot watch; polling instead");
+            }
+        }
+        self.watched = wanted;
+    }
+}
+
+fn watcher(events: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
+    let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Reading the files is an event too, of no interest.
+        if event.is_ok_and(|event| event.kind.is_access() && !is_close_write(&event)) {
+            return;
+        }
+        // Full means that a reload is due anyway.
+        let _ = events.try_send(());
+    });
+    made.inspect_err(|error| tracing::warn!(%error, "cannot watch files; polling instead"))
+        .ok()
+}
+
+fn is_close_write(event: &notify::Event) -> bool {
+    use notify::event::{AccessKind, AccessMode};
+    event.kind == notify::EventKind::Access(AccessKind::Close(AccessMode::Write))
+}

@@ -1,0 +1,261 @@
+//! The directory as people and Kubernetes change it.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use super::{FileSource, Load};
+
+fn service(name: &str, port: u16) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{a: b}}, ports: [{{port: {port}}}]}}\n"
+    )
+}
+
+fn ports(load: &Load) -> Vec<String> {
+    load.mesh
+        .services()
+        .map(|service| format!("{}:{}", service.name, service.ports[0].port))
+        .collect()
+}
+
+fn shown(load: &Load) -> Vec<String> {
+    load.diagnostics.iter().map(ToString::to_string).collect()
+}
+
+fn write(directory: &Path, name: &str, text: &str) {
+    fs::write(directory.join(name), text).unwrap();
+}
+
+fn directory() -> (TempDir, FileSource) {
+    let directory = tempfile::tempdir().unwrap();
+    let source = FileSource::new(directory.path());
+    (directory, source)
+}
+
+#[test]
+fn files_of_the_directory_and_one_level_below() {
+    let (dir, mut source) = directory();
+    write(dir.path(), "b.yaml", &service("b", 1));
+    write(dir.path(), "a.yml", &service("a", 1));
+    write(dir.path(), "c.txt", "not yaml: [");
+    write(dir.path(), ".hidden.yaml", "not yaml: [");
+    fs::create_dir_all(dir.path().join("team/deeper")).unwrap();
+    write(&dir.path().join("team"), "t.yaml", &service("t", 1));
+    write(&dir.path().join("team/deeper"), "d.yaml", &service("d", 1));
+    let load = source.load();
+    assert_eq!(ports(&load), ["a:1", "b:1", "t:1"]);
+    assert_eq!((shown(&load).len(), load.documents), (0, 3));
+}
+
+#[test]
+fn a_bad_document_keeps_its_last_good_version() {
+    let (dir, mut source) = directory();
+    let both = [service("a", 1), service("b", 1)].concat();
+    write(dir.path(), "m.yaml", &both);
+    assert_eq!(ports(&source.load()), ["a:1", "b:1"]);
+
+    // One becomes bad while the other changes.
+    write(
+        dir.path(),
+        "m.yaml",
+        &[service("a", 0), service("b", 2)].concat(),
+    );
+    let load = source.load();
+    assert_eq!(ports(&load), ["a:1", "b:2"]);
+    assert_eq!(
+        shown(&load),
+        [
+            "error: m.yaml:5:41: Service default/a: spec.ports[0].port: 0 is out of range\n  help: the value must be from 1 to 65535\n  in force: last good version"
+        ]
+    );
+
+    // A syntax error hides which document it is: all that are missing stay.
+    write(dir.path(), "m.yaml", &["a: [\n", &service("b", 3)].concat());
+    let load = source.load();
+    assert_eq!(ports(&load), ["a:1", "b:3"]);
+    assert_eq!(load.diagnostics[0].in_force, Some("last good version"));
+
+    // Deleting a document deletes it.
+    write(dir.path(), "m.yaml", &service("b", 3));
+    let load = source.load();
+    assert_eq!(ports(&load), ["b:3"]);
+    assert_eq!(shown(&load), [String::new(); 0]);
+
+    // A document that was never good has nothing to stand in for it.
+    write(dir.path(), "n.yaml", &service("n", 0));
+    let load = source.load();
+    assert_eq!(ports(&load), ["b:3"]);
+    assert_eq!(load.diagnostics[0].in_force, None);
+}
+
+#[test]
+fn what_cannot_be_read_changes_nothing() {
+    let (dir, mut source) = directory();
+    let inner = dir.path().join("config");
+    fs::create_dir(&inner).unwrap();
+    source.directory.clone_from(&inner);
+    write(&inner, "a.yaml", &service("a", 1));
+    assert_eq!(ports(&source.load()), ["a:1"]);
+
+    write(&inner, "a.yaml", "");
+    let load = source.load();
+    assert_eq!(ports(&load), ["a:1"]);
+    assert!(shown(&load)[0].starts_with("warning: a.yaml: the file has become empty"));
+
+    fs::write(inner.join("a.yaml"), b"a: \xff\n").unwrap();
+    let load = source.load();
+    assert_eq!(ports(&load), ["a:1"]);
+    assert!(shown(&load)[0].contains("not UTF-8"), "{:?}", shown(&load));
+
+    fs::write(inner.join("a.yaml"), vec![b'#'; (10 << 20) + 1]).unwrap();
+    let load = source.load();
+    assert_eq!(ports(&load), ["a:1"]);
+    assert!(
+        shown(&load)[0].contains("split the file"),
+        "{:?}",
+        shown(&load)
+    );
+
+    fs::rename(&inner, dir.path().join("away")).unwrap();
+    let load = source.load();
+    assert_eq!(ports(&load), ["a:1"]);
+    assert!(shown(&load)[0].contains("cannot read the directory"));
+    assert_eq!(load.diagnostics[0].in_force, Some("what was read before"));
+
+    fs::create_dir(&inner).unwrap();
+    assert_eq!(ports(&source.load()), [String::new(); 0]);
+}
+
+#[test]
+fn the_first_of_two_documents_of_one_name_counts() {
+    let (dir, mut source) = directory();
+    write(
+        dir.path(),
+        "a.yaml",
+        &[service("s", 1), service("s", 2)].concat(),
+    );
+    write(dir.path(), "b.yaml", &service("s", 3));
+    let load = source.load();
+    assert_eq!(ports(&load), ["s:1"]);
+    let found = shown(&load);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found[0].starts_with(
+            "error: a.yaml:7:1: Service default/s: Service default/s is already defined in a.yaml:2"
+        ),
+        "{found:?}"
+    );
+    assert!(
+        found[1].starts_with(
+            "error: b.yaml:2:1: Service default/s: Service default/s is already defined in a.yaml:2"
+        ),
+        "{found:?}"
+    );
+}
+
+/// Starts a watch; `next` waits for the load in which the ports are these.
+struct Watch {
+    loads: mpsc::UnboundedReceiver<Load>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Watch {
+    fn start(source: FileSource) -> Self {
+        let (sender, loads) = mpsc::unbounded_channel();
+        let task = tokio::spawn(source.watch(move |load| {
+            let _ = sender.send(load);
+        }));
+        Self { loads, task }
+    }
+
+    async fn until(&mut self, expect: &[&str]) -> Duration {
+        let start = Instant::now();
+        loop {
+            let load = tokio::time::timeout(Duration::from_secs(10), self.loads.recv())
+                .await
+                .unwrap_or_else(|_| panic!("{expect:?} never came"))
+                .unwrap();
+            if ports(&load) == expect {
+                return start.elapsed();
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[tokio::test]
+async fn changes_are_in_force_at_once() {
+    let (dir, source) = directory();
+    write(dir.path(), "a.yaml", &service("a", 1));
+    let mut watch = Watch::start(source);
+    watch.until(&["a:1"]).await;
+
+    // By rename, as careful programs do; ten in a row, so that the poll cannot help.
+    let mut slowest = Duration::ZERO;
+    for port in 2..12 {
+        write(dir.path(), ".new", &service("a", port));
+        fs::rename(dir.path().join(".new"), dir.path().join("a.yaml")).unwrap();
+        slowest = slowest.max(watch.until(&[&format!("a:{port}")]).await);
+    }
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+
+    // In place, a new file, and one in a new directory.
+    write(dir.path(), "a.yaml", &service("a", 20));
+    watch.until(&["a:20"]).await;
+    write(dir.path(), "b.yaml", &service("b", 1));
+    watch.until(&["a:20", "b:1"]).await;
+    fs::create_dir(dir.path().join("team")).unwrap();
+    write(&dir.path().join("team"), "c.yaml", &service("c", 1));
+    watch.until(&["a:20", "b:1", "c:1"]).await;
+    fs::remove_file(dir.path().join("b.yaml")).unwrap();
+    watch.until(&["a:20", "c:1"]).await;
+}
+
+#[tokio::test]
+async fn kubernetes_swaps_a_link() {
+    use std::os::unix::fs::symlink;
+    let (dir, source) = directory();
+    let version = |name: &str, port: u16| {
+        fs::create_dir(dir.path().join(name)).unwrap();
+        write(&dir.path().join(name), "a.yaml", &service("a", port));
+        symlink(name, dir.path().join("..tmp")).unwrap();
+        fs::rename(dir.path().join("..tmp"), dir.path().join("..data")).unwrap();
+    };
+    version("..1", 1);
+    symlink("..data/a.yaml", dir.path().join("a.yaml")).unwrap();
+    let mut watch = Watch::start(source);
+    watch.until(&["a:1"]).await;
+    // The second swap is the one that others missed.
+    version("..2", 2);
+    watch.until(&["a:2"]).await;
+    version("..3", 3);
+    watch.until(&["a:3"]).await;
+}
+
+#[tokio::test]
+async fn a_directory_may_be_replaced() {
+    let (dir, mut source) = directory();
+    let inner = dir.path().join("config");
+    fs::create_dir(&inner).unwrap();
+    write(&inner, "a.yaml", &service("a", 1));
+    source.directory.clone_from(&inner);
+    let mut watch = Watch::start(source);
+    watch.until(&["a:1"]).await;
+    for port in 2..5 {
+        let next = dir.path().join("next");
+        fs::create_dir(&next).unwrap();
+        write(&next, "a.yaml", &service("a", port));
+        fs::rename(&inner, dir.path().join(format!("old{port}"))).unwrap();
+        fs::rename(&next, &inner).unwrap();
+        watch.until(&[&format!("a:{port}")]).await;
+    }
+}

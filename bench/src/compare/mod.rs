@@ -58,7 +58,7 @@ fn seconds(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
-/// Measures and prints. Exit 1 when a row is invalid: a request failed in it.
+/// Measures and prints. Exit 1 when a row is invalid (a request failed in it) or Weft did not start.
 pub(crate) async fn run(options: Options) -> Result<ExitCode> {
     let dir = tempfile::Builder::new()
         .prefix("weft-bench-")

@@ -106,8 +106,8 @@ impl Figures {
         }
         let micros = |quantile| measured.stats.latency.value_at_quantile(quantile) as f64 / 1000.0;
         let per_request = |i: usize| measured.cpu[i].as_secs_f64() * 1e6 / requests as f64;
-        // The last watched process is the application.
-        let cpu = (measured.cpu.len() == 3).then(|| Pair {
+        // Proxies come first; `direct` has none, and watches the application alone.
+        let cpu = (measured.cpu.len() >= 3).then(|| Pair {
             client: per_request(0),
             server: per_request(1),
         });
@@ -249,9 +249,9 @@ impl Report {
         })
     }
 
-    /// Whether no request failed anywhere.
+    /// Whether no request failed anywhere, and Weft was measured if it was to be.
     pub(crate) fn valid(&self) -> bool {
-        self.rows.iter().all(|row| row.valid)
+        self.rows.iter().all(|row| row.valid) && self.skipped.iter().all(|skipped| skipped.subject != "weft")
     }
 
     /// For people: medians with minima where these say more.

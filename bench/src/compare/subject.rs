@@ -44,20 +44,21 @@ pub(crate) struct Subject {
     /// Before the first request.
     pub(crate) idle: Option<Pair<Memory>>,
     proxies: Option<Pair<Process>>,
-    /// The application, so that its CPU time is not taken for a stranger's.
+    /// The application.
     backend: u32,
-    /// Kept running.
-    _control: Option<Control>,
+    control: Option<Control>,
 }
 
 impl Subject {
-    /// The watched processes: the proxies first, if there are any.
+    /// The watched processes: the proxies first, if there are any, then those whose time is
+    /// not to be taken for a stranger's.
     pub(crate) fn pids(&self) -> Vec<u32> {
         let proxies = self
             .proxies
             .iter()
             .flat_map(|pair| [pair.client.pid, pair.server.pid]);
-        proxies.chain([self.backend]).collect()
+        let control = self.control.as_ref().map(|control| control.process.pid);
+        proxies.chain([self.backend]).chain(control).collect()
     }
 
     /// Memory of the proxies now.
@@ -156,7 +157,7 @@ impl Setup<'_> {
             idle: None,
             proxies: None,
             backend: self.backend_pid,
-            _control: None,
+            control: None,
         }
     }
 
@@ -288,7 +289,7 @@ impl Setup<'_> {
         subject.grpc.host = "echo-grpc.bench".to_owned();
         Ok(Subject {
             proxies: Some(Pair { client, server }),
-            _control: Some(control),
+            control: Some(control),
             ..subject
         })
     }

@@ -1,1 +1,25 @@
-//! .
+//! The Weft sidecar: every call of one workload, in and out, over mTLS, balanced and measured.
+//!
+//! Modules in reading order; each may use only those above it (`tests/it/tidy.rs` checks).
+#![allow(unreachable_pub)] // the modules are private: their `pub` is the crate's
+
+mod admin;
+pub mod app;
+mod body;
+pub mod bootstrap;
+mod cluster;
+mod config;
+mod detect;
+mod drain;
+pub mod error;
+mod http;
+mod identity;
+mod io;
+mod listener;
+mod snapshot;
+mod tcp;
+mod telemetry;
+mod upstream;
+pub mod util;
+mod worker;
+mod xds;

@@ -1,1 +1,48 @@
-fn main() {}
+//! `weft-proxy`: the sidecar.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use weft_proxy::{app, bootstrap::SETTINGS};
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    match args.next().as_deref() {
+        Some("run") => match (args.next().as_deref(), args.next()) {
+            (None, _) => app::main(None),
+            (Some("--bootstrap"), Some(file)) => app::main(Some(&PathBuf::from(file))),
+            _ => usage(),
+        },
+        Some("version" | "--version" | "-V") => {
+            println!("weft-proxy {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Some("help" | "--help" | "-h") => {
+            print!("{}", help());
+            ExitCode::SUCCESS
+        }
+        _ => usage(),
+    }
+}
+
+fn usage() -> ExitCode {
+    eprint!("{}", help());
+    ExitCode::from(2)
+}
+
+fn help() -> String {
+    let mut text = String::from(
+        "The Weft sidecar.\n\n\
+         usage: weft-proxy run [--bootstrap FILE]\n       weft-proxy version\n\n\
+         FILE is one JSON object with the settings in lower case; the environment wins.\n\n",
+    );
+    for (name, default, what) in SETTINGS {
+        let default = if default.is_empty() {
+            String::new()
+        } else {
+            format!(" [{default}]")
+        };
+        text.push_str(&format!("  WEFT_PROXY_{name:<13} {what}{default}\n"));
+    }
+    text.push_str("  WEFT_LOG                 log filter, as in warn,weft_proxy=debug\n");
+    text
+}

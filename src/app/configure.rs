@@ -1,0 +1,311 @@
+//! From the control plane's stream to the snapshot in force and open sockets. One task.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
+use weft_api::envoy::config::core::v3::Node;
+
+use super::Job;
+use crate::{
+    admin::Status,
+    bootstrap::Bootstrap,
+    config::Value,
+    identity::{ControlPlane, unix_seconds},
+    listener,
+    snapshot::{Linker, Wanted},
+    worker::Shared,
+    xds::{Client, Command, Event},
+};
+
+const TICK: Duration = Duration::from_secs(1);
+const SWEEP: u64 = 5;
+const EXPIRE: u64 = 30;
+
+/// The stop signals of all open sockets, by listener.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stops(Arc<Mutex<BTreeMap<Arc<str>, (SocketAddr, watch::Sender<bool>)>>>);
+
+impl Stops {
+    /// Stops accepting everywhere.
+    pub(super) fn stop_all(&self) {
+        for (_, stop) in self.0.lock().values() {
+            stop.send_replace(true);
+        }
+    }
+}
+
+/// What the task owns.
+#[derive(Debug)]
+pub(super) struct Configuration {
+    shared: Arc<Shared>,
+    status: Arc<Status>,
+    linker: Linker,
+    workers: Vec<mpsc::UnboundedSender<Job>>,
+    commands: mpsc::UnboundedSender<Command>,
+    subscribed: Wanted,
+    stops: Stops,
+}
+
+/// Who we say we are; the control plane believes the certificate.
+pub(super) fn node(bootstrap: &Bootstrap) -> Node {
+    Node {
+        id: format!("{}/{}", bootstrap.namespace, bootstrap.workload),
+        user_agent_name: "weft-proxy".to_owned(),
+        user_agent_version_type: Some(
+            weft_api::envoy::config::core::v3::node::UserAgentVersionType::UserAgentVersion(
+                env!("CARGO_PKG_VERSION").to_owned(),
+            ),
+        ),
+        ..Node::default()
+    }
+}
+
+impl Configuration {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        status: &Arc<Status>,
+        workers: Vec<mpsc::UnboundedSender<Job>>,
+        commands: mpsc::UnboundedSender<Command>,
+    ) -> Self {
+        Self {
+            linker: Linker::new(shared.metrics.clone(), workers.len()),
+            shared: shared.clone(),
+            status: status.clone(),
+            workers,
+            commands,
+            subscribed: Wanted::new(),
+            stops: Stops::default(),
+        }
+    }
+
+    pub(super) fn stops(&self) -> Stops {
+        self.stops.clone()
+    }
+
+    /// Runs until aborted. The stream starts when the first certificate is there.
+    pub(super) async fn run(
+        mut self,
+        control: ControlPlane,
+        node: Node,
+        received: mpsc::UnboundedReceiver<Command>,
+        mut demands: mpsc::UnboundedReceiver<String>,
+    ) {
+        let (sender, mut events) = mpsc::unbounded_channel();
+        let mut ready = self.shared.identity.ready();
+        let streaming = async move {
+            if ready.wait_for(|ready| *ready).await.is_err() {
+                return;
+            }
+            let client = Client::new(node, received, super::seed());
+            // The receiver lives as long as this task.
+            client
+                .run(
+                    async || control.connect().await,
+                    |event| drop(sender.send(event)),
+                )
+                .await;
+            std::future::pending::<()>().await;
+        };
+        let mut streaming = std::pin::pin!(streaming);
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = 0;
+        loop {
+            let changed = tokio::select! {
+                () = &mut streaming => false,
+                Some(event) = events.recv() => {
+                    let mut changed = self.take(event);
+                    while let Ok(event) = events.try_recv() {
+                        changed |= self.take(event);
+                    }
+                    changed
+                }
+                Some(name) = demands.recv() => {
+                    let mut changed = self.demand(&name);
+                    while let Ok(name) = demands.try_recv() {
+                        changed |= self.demand(&name);
+                    }
+                    changed
+                }
+                _ = ticks.tick() => {
+                    tick += 1;
+                    self.tick(tick)
+                }
+            };
+            if changed {
+                self.apply();
+            }
+        }
+    }
+
+    fn demand(&mut self, name: &str) -> bool {
+        let fits = self.linker.demand(name, self.seconds());
+        if !fits {
+            tracing::warn!(name, "too many destinations at one time; not looked up");
+        }
+        fits
+    }
+
+    fn seconds(&self) -> u32 {
+        self.shared.started.elapsed().as_secs() as u32
+    }
+
+    fn tick(&mut self, tick: u64) -> bool {
+        if tick.is_multiple_of(SWEEP) {
+            let now = Instant::now();
+            for cluster in self.shared.snapshots.load_full().clusters.values() {
+                cluster.sweep(now);
+            }
+        }
+        let retry = !self.status.listeners.lock().is_empty();
+        if retry {
+            self.open_listeners();
+        }
+        tick.is_multiple_of(EXPIRE) && self.linker.expire(self.seconds())
+    }
+
+    /// Takes one event; true if the snapshot must be linked anew.
+    fn take(&mut self, event: Event) -> bool {
+        let metrics = &self.shared.metrics;
+        match event {
+            Event::Connected => {
+                self.status.connected.store(true, Ordering::Relaxed);
+                metrics.control_connected.set(1);
+                tracing::info!("connected to the control plane");
+                false
+            }
+            Event::Disconnected(why) => {
+                if self.status.connected.swap(false, Ordering::Relaxed)
+                    || *self.status.disconnected.lock() != why
+                {
+                    tracing::warn!(%why, "no control plane; serving on with what is known");
+                }
+                *self.status.disconnected.lock() = why;
+                metrics.control_connected.set(0);
+                false
+            }
+            Event::Updated(name, value) => {
+                let kind = value.kind();
+                for warning in value.warnings() {
+                    tracing::warn!(%kind, %name, warning, "a field has no effect");
+                }
+                self.status
+                    .rejected
+                    .lock()
+                    .remove(&format!("{kind}/{name}"));
+                if let Value::Secret(bundle) = &value
+                    && let Err(error) = self.shared.identity.set_bundle(&bundle.0)
+                {
+                    tracing::error!(%error, "the trust bundle is not usable; the old one stays");
+                    metrics.config_update(kind.name(), "rejected");
+                    return false;
+                }
+                metrics.config_update(kind.name(), "applied");
+                metrics
+                    .config_last_applied
+                    .set(unix_seconds(SystemTime::now()));
+                self.linker.update(&name, value)
+            }
+            Event::Removed(kind, name) => {
+                metrics.config_update(kind.name(), "removed");
+                self.linker.remove(kind, &name)
+            }
+            Event::Absent(kind, name) => self.linker.remove(kind, &name),
+            Event::Rejected(rejected) => {
+                let kind = rejected.kind;
+                metrics.config_update(kind.name(), "rejected");
+                tracing::error!(%rejected, %kind, "configuration rejected; the last good one stays");
+                let key = format!("{kind}/{}", rejected.name);
+                self.status
+                    .rejected
+                    .lock()
+                    .insert(key, rejected.to_string());
+                self.publish_sync();
+                false
+            }
+        }
+    }
+
+    /// Links, publishes, adjusts subscriptions and sockets.
+    fn apply(&mut self) {
+        let (snapshot, wanted) = self.linker.link();
+        self.shared.snapshots.publish(snapshot);
+        for (kind, name) in wanted.difference(&self.subscribed) {
+            let _ = self.commands.send(Command::Subscribe(*kind, name.clone()));
+        }
+        for (kind, name) in self.subscribed.difference(&wanted) {
+            let _ = self
+                .commands
+                .send(Command::Unsubscribe(*kind, name.clone()));
+        }
+        self.subscribed = wanted;
+        self.open_listeners();
+    }
+
+    fn open_listeners(&self) {
+        let snapshot = self.shared.snapshots.load_full();
+        let mut open = self.stops.0.lock();
+        open.retain(|name, (address, stop)| {
+            let stays = snapshot
+                .listeners
+                .get(name)
+                .is_some_and(|listener| listener.config.address == *address);
+            if !stays {
+                stop.send_replace(true);
+            }
+            stays
+        });
+        let mut failed = BTreeMap::new();
+        for (name, listener) in &snapshot.listeners {
+            if open.contains_key(name) {
+                continue;
+            }
+            let address = listener.config.address;
+            match listener::bind(address, self.workers.len()) {
+                Ok(sockets) => {
+                    let (stop, stopped) = watch::channel(false);
+                    for (worker, socket) in self.workers.iter().zip(sockets) {
+                        let job = Job {
+                            name: name.clone(),
+                            socket,
+                            stop: stopped.clone(),
+                        };
+                        // A worker lives as long as the process.
+                        let _ = worker.send(job);
+                    }
+                    tracing::info!(listener = %name, %address, "listening");
+                    open.insert(name.clone(), (address, stop));
+                }
+                Err(error) => {
+                    if !self.status.listeners.lock().contains_key(name) {
+                        tracing::error!(listener = %name, %error, "cannot listen; trying again");
+                    }
+                    failed.insert(name.clone(), error);
+                }
+            }
+        }
+        let bound = open
+            .iter()
+            .map(|(name, (address, _))| (name.clone(), *address))
+            .collect();
+        drop(open);
+        *self.status.bound.lock() = bound;
+        *self.status.listeners.lock() = failed;
+        self.publish_sync();
+    }
+
+    fn publish_sync(&self) {
+        let in_sync =
+            self.status.rejected.lock().is_empty() && self.status.listeners.lock().is_empty();
+        self.shared.metrics.config_in_sync.set(i64::from(in_sync));
+    }
+}

@@ -1,0 +1,107 @@
+//! Clusters as they live: configuration plus endpoints with their load and connections.
+
+mod balancer;
+mod endpoint;
+mod ewma;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicUsize},
+};
+
+use arc_swap::ArcSwap;
+
+pub use endpoint::{EndpointSet, Pick};
+
+use crate::{
+    config::{AppProtocol, ClusterConfig, Endpoints},
+    telemetry::{Metrics, Tls},
+    util::Rng,
+};
+
+/// One cluster. Its endpoints are swapped as a whole; what they carry (load, connections)
+/// lives on as long as address and identity stay.
+#[derive(Debug)]
+pub struct Cluster {
+    /// As configured.
+    pub config: Arc<ClusterConfig>,
+    endpoints: ArcSwap<EndpointSet>,
+    turn: AtomicUsize,
+}
+
+impl Cluster {
+    /// Links a configuration with endpoints, taking over what `previous` has.
+    #[must_use]
+    pub fn link(
+        config: Arc<ClusterConfig>,
+        endpoints: &Endpoints,
+        previous: Option<&Self>,
+        workers: usize,
+    ) -> Self {
+        let before = previous.map(|cluster| cluster.endpoints.load_full());
+        let set = EndpointSet::build(&config, endpoints, before.as_deref(), workers);
+        Self {
+            config,
+            endpoints: ArcSwap::from_pointee(set),
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// Swaps the endpoints.
+    pub fn update(&self, endpoints: &Endpoints, workers: usize) {
+        let before = self.endpoints.load_full();
+        let set = EndpointSet::build(&self.config, endpoints, Some(&before), workers);
+        self.endpoints.store(Arc::new(set));
+    }
+
+    /// The endpoints now.
+    #[must_use]
+    pub fn endpoints(&self) -> Arc<EndpointSet> {
+        self.endpoints.load_full()
+    }
+
+    /// How connections to it are protected.
+    #[must_use]
+    pub fn tls(&self) -> Tls {
+        if self.config.tls.is_some() {
+            Tls::Mtls
+        } else {
+            Tls::None
+        }
+    }
+
+    /// Whether it only speaks opaque TCP.
+    #[must_use]
+    pub fn is_tcp_only(&self) -> bool {
+        match &self.config.tls {
+            Some(tls) => tls.alpn == [AppProtocol::Tcp],
+            None => self.config.protocol.is_none(),
+        }
+    }
+
+    /// Chooses an endpoint that is not among `tried`; `None` if there is none.
+    pub fn pick(&self, tried: &[SocketAddr], rng: &Rng) -> Option<Pick> {
+        let set = self.endpoints.load();
+        balancer::pick(&self.config.balancing, &set, tried, &self.turn, rng).map(Pick::new)
+    }
+
+    /// Closes idle connections: nothing refers to the cluster any more.
+    pub fn close(&self) {
+        for (endpoint, ..) in &self.endpoints.load().all {
+            endpoint.pools().for_each(crate::upstream::Pool::close);
+        }
+    }
+
+    /// Closes connections that have been idle for too long.
+    pub fn sweep(&self, now: tokio::time::Instant) {
+        for (endpoint, ..) in &self.endpoints.load().all {
+            endpoint.pools().for_each(|pool| pool.sweep(now));
+        }
+    }
+
+    /// Publishes the endpoint counts.
+    pub fn publish(&self, metrics: &Metrics) {
+        let set = self.endpoints.load();
+        metrics.set_endpoints(&self.config.service, &self.config.namespace, set.counts());
+    }
+}

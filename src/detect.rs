@@ -1,0 +1,171 @@
+//! What a connection speaks, by its first bytes.
+
+use std::io;
+
+use bytes::Bytes;
+
+use crate::{config::AppProtocol, io::Io};
+
+/// What the first bytes of a connection say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detected {
+    /// A TLS record with a handshake.
+    Tls,
+    /// An HTTP/1 request line.
+    Http1,
+    /// The HTTP/2 preface.
+    Http2,
+    /// Something else.
+    Opaque,
+    /// Too few bytes to tell.
+    NeedMore,
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Longer than every registered method.
+const LONGEST_METHOD: usize = 24;
+
+/// Classifies the first bytes. Pure.
+#[must_use]
+pub fn classify(bytes: &[u8]) -> Detected {
+    let Some(&first) = bytes.first() else {
+        return Detected::NeedMore;
+    };
+    if first == 0x16 {
+        return match bytes.get(1) {
+            Some(3) => Detected::Tls,
+            Some(_) => Detected::Opaque,
+            None => Detected::NeedMore,
+        };
+    }
+    let common = bytes.len().min(PREFACE.len());
+    if bytes[..common] == PREFACE[..common] {
+        return if common == PREFACE.len() {
+            Detected::Http2
+        } else {
+            Detected::NeedMore
+        };
+    }
+    request_line(bytes)
+}
+
+/// An HTTP/1 request line: a method in capitals, a space, and a target that starts as one.
+/// That is as much as tells it from protocols in which clients speak words too.
+fn request_line(bytes: &[u8]) -> Detected {
+    let method = bytes
+        .iter()
+        .take_while(|b| b.is_ascii_uppercase() || **b == b'-')
+        .count();
+    match bytes.get(method) {
+        None if method <= LONGEST_METHOD => Detected::NeedMore,
+        Some(b' ') if method > 0 => match bytes.get(method + 1) {
+            None => Detected::NeedMore,
+            Some(b'/' | b'*') => version(&bytes[method + 1..]),
+            Some(b) if b.is_ascii_alphanumeric() || *b == b'[' => version(&bytes[method + 1..]),
+            Some(_) => Detected::Opaque,
+        },
+        _ => Detected::Opaque,
+    }
+}
+
+/// The rest of a request line must end in ` HTTP/1.x`.
+fn version(rest: &[u8]) -> Detected {
+    const LONGEST_TARGET: usize = 16 * 1024;
+    let Some(end) = rest.iter().position(|b| *b == b'\n') else {
+        return if rest.len() > LONGEST_TARGET {
+            Detected::Opaque
+        } else {
+            Detected::NeedMore
+        };
+    };
+    let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
+    let version = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
+    if version.starts_with(b"HTTP/1.") {
+        Detected::Http1
+    } else {
+        Detected::Opaque
+    }
+}
+
+/// Reads until the bytes tell, and puts them back.
+///
+/// # Errors
+/// When the connection fails first. Not cancel safe: what was read is lost.
+pub async fn read(mut io: Io) -> io::Result<(Io, Detected)> {
+    let mut seen = Vec::new();
+    let detected = loop {
+        match classify(&seen) {
+            Detected::NeedMore => {}
+            detected => break detected,
+        }
+        if io.read_more(&mut seen).await? == 0 {
+            // It ended before it told: whatever it is, it is no HTTP.
+            break Detected::Opaque;
+        }
+    };
+    Ok((io.rewind(Bytes::from(seen)), detected))
+}
+
+/// Which HTTP a client speaks that is known to speak HTTP: only the HTTP/2 preface makes a
+/// difference, and what is malformed is for the HTTP/1 parser to refuse.
+///
+/// # Errors
+/// When the connection fails or ends before its first byte.
+pub async fn http(mut io: Io) -> io::Result<(Io, AppProtocol)> {
+    let mut seen = Vec::new();
+    loop {
+        if io.read_more(&mut seen).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let common = seen.len().min(PREFACE.len());
+        if seen[..common] != PREFACE[..common] {
+            return Ok((io.rewind(Bytes::from(seen)), AppProtocol::Http1));
+        }
+        if common == PREFACE.len() {
+            return Ok((io.rewind(Bytes::from(seen)), AppProtocol::Http2));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Detected, PREFACE, classify};
+
+    #[test]
+    fn first_bytes_tell() {
+        use Detected::{Http1, Http2, NeedMore, Opaque, Tls};
+        for (input, expected) in [
+            (&b""[..], NeedMore),
+            (b"\x16", NeedMore),
+            (b"\x16\x03\x01\x02", Tls),
+            (b"\x16\x99", Opaque),
+            (b"G", NeedMore),
+            (b"GET /", NeedMore),
+            (b"GET / HTTP/1.1\r\n", Http1),
+            (b"GET / HTTP/1.0\n", Http1),
+            (b"POST http://a/b HTTP/1.1\r\nHost: a\r\n", Http1),
+            (b"CONNECT a:1 HTTP/1.1\r\n", Http1),
+            (b"OPTIONS * HTTP/1.1\r\n", Http1),
+            (b"M-SEARCH / HTTP/1.1\r\n", Http1),
+            (b"GET key\r\n", Opaque),
+            (b"PUB topic 5\r\n", Opaque),
+            (b"HELO\r\n", Opaque),
+            (b"EHLO host\r\n", Opaque),
+            (b"get / HTTP/1.1\r\n", Opaque),
+            (b"\x00\x00\x00", Opaque),
+            (b"*1\r\n$4\r\nPING\r\n", Opaque),
+            (b"PRI", NeedMore),
+            (PREFACE, Http2),
+        ] {
+            assert_eq!(
+                classify(input),
+                expected,
+                "{:?}",
+                String::from_utf8_lossy(input)
+            );
+        }
+        for cut in 1..PREFACE.len() {
+            assert_eq!(classify(&PREFACE[..cut]), NeedMore, "{cut}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The closed table of reasons. Every answer that the proxy itself makes is born from one
+//! row of it, and header, access log, metric label and documentation say the same word.
+
+use std::fmt;
+
+use http::StatusCode;
+
+/// Why the mesh, and not the application, decided the outcome of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Reason {
+    /// Delivered; the slug is empty.
+    None,
+    /// The application answered with an error; the mesh only carried it.
+    AppError,
+    /// No route matched, or the authority is no service.
+    NoRoute,
+    /// The route points at a backend that does not exist or is not permitted.
+    BackendMissing,
+    /// Plaintext on a port that demands mTLS.
+    IdentityRequired,
+    /// The service has no endpoint that takes requests.
+    NoEndpoints,
+    /// Nothing listens at the endpoint.
+    ConnectRefused,
+    /// No TCP answer in time.
+    ConnectTimeout,
+    /// The TLS handshake failed.
+    TlsFailed,
+    /// The peer proved another identity than expected.
+    IdentityMismatch,
+    /// The peer reset the stream before it answered.
+    PeerReset,
+    /// The peer closed the connection before it answered.
+    PeerClosed,
+    /// The peer's answer was not valid HTTP.
+    PeerProtocolError,
+    /// The last try took longer than the per-try timeout.
+    AttemptTimeout,
+    /// The request took longer than its timeout.
+    RequestTimeout,
+    /// No byte moved for too long.
+    IdleTimeout,
+    /// The caller went away before the answer.
+    ClientClosed,
+    /// The request was not valid HTTP.
+    ClientProtocolError,
+    /// The proxy has no configuration for this yet.
+    NotReady,
+    /// A bug in the proxy.
+    Internal,
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Row {
+    /// The reason.
+    pub reason: Reason,
+    /// The stable word: header `weft-reason`, log field, metric label, docs anchor.
+    pub slug: &'static str,
+    /// The status of a proxy-made answer; 499 is written to the log only.
+    pub status: u16,
+    /// The gRPC status code of the same.
+    pub grpc: u8,
+    /// Envoy's response flag.
+    pub flag: &'static str,
+    /// One sentence for people.
+    pub sentence: &'static str,
+    /// What to look at first.
+    pub help: &'static str,
+}
+
+const fn row(
+    reason: Reason,
+    slug: &'static str,
+    (status, grpc, flag): (u16, u8, &'static str),
+    sentence: &'static str,
+    help: &'static str,
+) -> Row {
+    Row {
+        reason,
+        slug,
+        status,
+        grpc,
+        flag,
+        sentence,
+        help,
+    }
+}
+
+const CANCELLED: u8 = 1;
+const DEADLINE_EXCEEDED: u8 = 4;
+const UNIMPLEMENTED: u8 = 12;
+const INTERNAL: u8 = 13;
+const UNAVAILABLE: u8 = 14;
+const UNAUTHENTICATED: u8 = 16;
+
+/// The table, in the order of [`Reason`].
+#[rustfmt::skip]
+pub const TABLE: [Row; 20] = [
+    row(Reason::None, "", (200, 0, ""),
+        "delivered; the application answered", ""),
+    row(Reason::AppError, "app_error", (200, 0, "-"),
+        "the application answered with an error; the mesh only carried it",
+        "read the application's log"),
+    row(Reason::NoRoute, "no_route", (404, UNIMPLEMENTED, "NR"),
+        "no route matches the request, or its authority names no service of the mesh",
+        "check the Host header against the Services, and the rules of the service's routes; add a catch-all rule"),
+    row(Reason::BackendMissing, "backend_missing", (500, UNAVAILABLE, "NC"),
+        "the matching rule points at a backend that does not exist or that no ReferenceGrant permits",
+        "fix the backendRef or add the grant"),
+    row(Reason::IdentityRequired, "identity_required", (403, UNAUTHENTICATED, "-"),
+        "this port takes mTLS only and the caller used plaintext",
+        "give the caller a sidecar, or set mtls.mode to permissive"),
+    row(Reason::NoEndpoints, "no_endpoints", (503, UNAVAILABLE, "UH"),
+        "the service has no endpoint that takes requests",
+        "is a workload selected by the Service, and is it up?"),
+    row(Reason::ConnectRefused, "connect_refused", (502, UNAVAILABLE, "UF"),
+        "nothing listens at the endpoint's address",
+        "is the application listening there? is targetPort right?"),
+    row(Reason::ConnectTimeout, "connect_timeout", (504, UNAVAILABLE, "UF"),
+        "the endpoint did not answer the TCP connection in time",
+        "look for a firewall or a dead host"),
+    row(Reason::TlsFailed, "tls_failed", (502, UNAVAILABLE, "UF"),
+        "the TLS handshake failed",
+        "compare the two trust bundles, certificates and clocks"),
+    row(Reason::IdentityMismatch, "identity_mismatch", (502, UNAVAILABLE, "UF"),
+        "the peer proved another identity than the service's",
+        "a stale endpoint, or the workload runs under the wrong service account"),
+    row(Reason::PeerReset, "peer_reset", (502, UNAVAILABLE, "UR"),
+        "the server reset the stream before it answered",
+        "look for a crash or a limit of the server"),
+    row(Reason::PeerClosed, "peer_closed", (502, UNAVAILABLE, "UC"),
+        "the server closed the connection before it answered",
+        "raise the server's keep-alive timeout above 55 s"),
+    row(Reason::PeerProtocolError, "peer_protocol_error", (502, INTERNAL, "UPE"),
+        "the server's answer was not valid HTTP",
+        "is the port declared with the right protocol?"),
+    row(Reason::AttemptTimeout, "attempt_timeout", (504, DEADLINE_EXCEEDED, "UT"),
+        "the last try took longer than timeouts.backendRequest of its rule",
+        "compare the timeout with the server's latency"),
+    row(Reason::RequestTimeout, "request_timeout", (504, DEADLINE_EXCEEDED, "UT"),
+        "the request took longer than timeouts.request of its rule",
+        "compare the timeout with the server's latency"),
+    row(Reason::IdleTimeout, "idle_timeout", (504, DEADLINE_EXCEEDED, "SI"),
+        "no byte moved for too long",
+        "a stream that may be silent for long needs keep-alive messages"),
+    row(Reason::ClientClosed, "client_closed", (499, CANCELLED, "DC"),
+        "the caller went away before the answer",
+        "is the caller's timeout shorter than our latency?"),
+    row(Reason::ClientProtocolError, "client_protocol_error", (400, INTERNAL, "DPE"),
+        "the request was not valid HTTP",
+        "look at the request that the caller wrote"),
+    row(Reason::NotReady, "not_ready", (503, UNAVAILABLE, "-"),
+        "the proxy has no configuration for this destination yet",
+        "can the sidecar reach its control plane?"),
+    row(Reason::Internal, "internal", (500, INTERNAL, "-"),
+        "a bug in the proxy",
+        "please report it"),
+];
+
+impl Reason {
+    /// The row of the table.
+    #[must_use]
+    pub const fn row(self) -> &'static Row {
+        &TABLE[self as usize]
+    }
+
+    /// The stable word; empty for [`Reason::None`].
+    #[must_use]
+    pub const fn slug(self) -> &'static str {
+        self.row().slug
+    }
+
+    /// The status of the answer that the proxy makes for it.
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        StatusCode::from_u16(self.row().status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+/// A failed stream: the reason, and words for the log. The words may name addresses and
+/// identities; they are never sent to the peer.
+#[derive(Clone, Debug)]
+pub struct Error {
+    /// The row of the table.
+    pub reason: Reason,
+    /// What exactly happened.
+    pub detail: String,
+}
+
+impl Error {
+    /// An error with words for the log.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason.slug(), self.detail)
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::{Reason, TABLE};
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_enum() {
+        for (index, row) in TABLE.iter().enumerate() {
+            assert_eq!(row.reason as usize, index, "{}", row.slug);
+            assert_eq!(row.reason.slug(), row.slug);
+        }
+    }
+
+    #[test]
+    fn slugs_are_unique_and_answers_have_a_status() {
+        let mut slugs: Vec<_> = TABLE.iter().map(|row| row.slug).collect();
+        slugs.sort_unstable();
+        slugs.dedup();
+        assert_eq!(slugs.len(), TABLE.len());
+        for row in &TABLE {
+            assert_eq!(row.reason.status().as_u16(), row.status);
+            assert!(
+                row.reason == Reason::None || !row.help.is_empty(),
+                "{}",
+                row.slug
+            );
+        }
+    }
+}

@@ -1,0 +1,595 @@
+//! HOT. One request through the proxy, from its head to the head of its answer. The only
+//! place where routing, balancing and connections meet.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST},
+};
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    Connection, Routes,
+    headers::{location, rewrite_path, strip_hop_by_hop, wants_websocket},
+    reply::{self, grpc_status, is_grpc},
+    tracked::{Stream, Tracked},
+    tunnel,
+};
+use crate::{
+    body::Body,
+    cluster::{Cluster, Pick},
+    config::{AppProtocol, Forward, HostRewrite, HttpProtocol, RequestKey, Route, RouteAction},
+    error::{Error, Reason},
+    snapshot::{Backend, LiveHost, normalize},
+    telemetry::{Side, StreamInfo},
+    upstream::{Failed, Lease, Protocol, send, target},
+    util::Gate,
+};
+
+/// How long a request waits for a destination that was not looked up yet.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Endpoints that are tried for a request that was never sent.
+const MAX_ATTEMPTS: usize = 4;
+/// A client that waits for 100 sends its body after this time anyway (RFC 9110 10.1.1).
+const EXPECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Takes one request to its answer. Dropping the future cancels the request.
+pub(super) async fn handle(
+    connection: Arc<Connection>,
+    req: Request<Incoming>,
+) -> Response<Tracked> {
+    let version = req.version();
+    let mut exchange = Exchange::new(&connection, &req);
+    let result = exchange.run(req).await;
+    let grpc = exchange.info.is_grpc;
+    let (mut response, upstream) = match result {
+        Ok(answer) => {
+            exchange.info.reason = Reason::None;
+            answer
+        }
+        Err(error) => {
+            exchange.fail(error);
+            (reply::failure(exchange.info.reason, grpc), None)
+        }
+    };
+    if version < Version::HTTP_2 && connection.worker.shared.drain.is_draining() {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    exchange.finish(response, upstream)
+}
+
+type Answer = (Response<Body>, Option<(Pick, usize, Lease)>);
+
+/// One request and what is known of it.
+struct Exchange {
+    connection: Arc<Connection>,
+    info: StreamInfo,
+    deadline: Option<Instant>,
+}
+
+impl Exchange {
+    fn new(connection: &Arc<Connection>, req: &Request<Incoming>) -> Self {
+        let authority = match req.uri().authority() {
+            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+            None => req.headers().get(HOST).cloned(),
+        };
+        let info = StreamInfo {
+            side: connection.side(),
+            started: Instant::now(),
+            method: req.method().clone(),
+            uri: req.uri().clone(),
+            authority,
+            tls: connection.tls,
+            peer: connection.peer.clone(),
+            route: None,
+            backend: None,
+            upstream: None,
+            metrics: None,
+            code: 0,
+            grpc_code: None,
+            is_grpc: is_grpc(req.headers()),
+            // What holds if the client goes away before the answer.
+            reason: Reason::ClientClosed,
+            detail: None,
+            attempts: 0,
+            waiting: None,
+            upstream_seconds: 0.0,
+            overhead_seconds: 0.0,
+            bytes_out: 0,
+            log: connection.worker.shared.log.clone(),
+        };
+        Self {
+            connection: connection.clone(),
+            info,
+            deadline: None,
+        }
+    }
+
+    async fn run(&mut self, req: Request<Incoming>) -> Result<Answer, Error> {
+        let authority = authority_of(&req)?;
+        let host = self.host(&authority).await?;
+        let key = RequestKey {
+            method: req.method(),
+            uri: req.uri(),
+            authority: &authority,
+            headers: req.headers(),
+        };
+        let Some(index) = host.config.find(&key) else {
+            self.count_unrouted(&host, "");
+            let words = format!("no route of {} matches", host.config.name);
+            return Err(Error::new(Reason::NoRoute, words));
+        };
+        let route = &host.config.routes[index];
+        self.info.route = Some(route.name.clone());
+        match &route.action {
+            RouteAction::Redirect(redirect) => {
+                self.count_unrouted(&host, &route.name);
+                let to = location(redirect, req.uri(), &authority, &route.matches.path);
+                let mut response = reply::redirect(redirect.status, to);
+                route.response_headers.apply(response.headers_mut());
+                Ok((response, None))
+            }
+            RouteAction::Direct(direct) => {
+                self.count_unrouted(&host, &route.name);
+                let mut response = reply::direct(direct);
+                route.response_headers.apply(response.headers_mut());
+                Ok((response, None))
+            }
+            RouteAction::Forward(forward) => {
+                let chosen = forward.clusters.choose(self.connection.worker.rng.next());
+                let backend = &host.routes[index][chosen];
+                self.count_backend(backend, &route.name);
+                let Some(cluster) = &backend.cluster else {
+                    let words = format!("{} does not exist or is not permitted", backend.name);
+                    return Err(Error::new(Reason::BackendMissing, words));
+                };
+                if forward.terminate_connect && req.method() == Method::CONNECT {
+                    return self.connect(req, &host, cluster.clone()).await;
+                }
+                let weighted = &forward.clusters.clusters[chosen];
+                let mut req = self.prepare(req, route, forward, &authority, cluster)?;
+                weighted.request_headers.apply(req.request.headers_mut());
+                self.deadline = forward.timeout.map(|timeout| self.info.started + timeout);
+                let (mut response, upstream) = self.attempts(req, forward, cluster).await?;
+                weighted.response_headers.apply(response.headers_mut());
+                route.response_headers.apply(response.headers_mut());
+                Ok((response, upstream))
+            }
+        }
+    }
+
+    /// The virtual host of an authority; looks it up if the table says so.
+    async fn host(&self, authority: &str) -> Result<Arc<LiveHost>, Error> {
+        if let Some(host) = &self.connection.only_host {
+            return Ok(host.clone());
+        }
+        let authority = normalize(authority);
+        let shared = &self.connection.worker.shared;
+        let (found, lookup) = self.find_host(&authority);
+        if let Some(found) = found {
+            return found;
+        }
+        let Some(lookup) = lookup else {
+            return Err(Error::new(
+                Reason::NotReady,
+                "the route table has not arrived",
+            ));
+        };
+        let mut changes = shared.snapshots.watch();
+        // The receiver is gone only when the process ends.
+        let _ = shared.demand.send(lookup);
+        let waiting = async {
+            loop {
+                if let (Some(found), _) = self.find_host(&authority) {
+                    return found;
+                }
+                if changes.changed().await.is_err() {
+                    return Err(Error::new(Reason::NotReady, "the proxy is shutting down"));
+                }
+            }
+        };
+        tokio::time::timeout(LOOKUP_TIMEOUT, waiting)
+            .await
+            .unwrap_or_else(|_| {
+                let words = format!("the control plane did not answer for `{authority}` in 5 s");
+                Err(Error::new(Reason::NotReady, words))
+            })
+    }
+
+    /// What the snapshot says of an authority: found, known not to exist, or the name to
+    /// look it up by.
+    fn find_host(&self, authority: &str) -> (Option<Result<Arc<LiveHost>, Error>>, Option<String>) {
+        let worker = &self.connection.worker;
+        let snapshot = worker.shared.snapshots.load();
+        let Routes::Table(table) = self.connection.routes(&snapshot) else {
+            return (None, None);
+        };
+        let unknown = || {
+            Err(Error::new(
+                Reason::NoRoute,
+                format!("`{authority}` is no service of the mesh"),
+            ))
+        };
+        if let Some(host) = table.find(authority) {
+            return (Some(Ok(host.clone())), None);
+        }
+        if !table.config.on_demand {
+            return (Some(unknown()), None);
+        }
+        let name = format!("{}/{authority}", table.config.name);
+        match snapshot.hosts.get(name.as_str()) {
+            Some(Some(host)) => {
+                host.touch(worker.seconds());
+                (Some(Ok(host.clone())), None)
+            }
+            Some(None) => (Some(unknown()), None),
+            None => (None, Some(name)),
+        }
+    }
+
+    fn count_unrouted(&mut self, host: &LiveHost, route: &str) {
+        match self.connection.side() {
+            Side::Client => {
+                if let Some(metrics) = &host.unrouted {
+                    self.info.count_under(metrics.clone());
+                }
+            }
+            Side::Server => {
+                let metrics = self.connection.server_metrics(&Arc::from(route));
+                self.info.count_under(metrics);
+            }
+        }
+    }
+
+    fn count_backend(&mut self, backend: &Backend, route: &Arc<str>) {
+        self.info.backend = Some(backend.name.clone());
+        match &backend.metrics {
+            Some(metrics) => self.info.count_under(metrics.clone()),
+            None => self.info.count_under(self.connection.server_metrics(route)),
+        }
+    }
+
+    /// The request as it goes upstream.
+    fn prepare(
+        &self,
+        mut req: Request<Incoming>,
+        route: &Route,
+        forward: &Forward,
+        authority: &str,
+        cluster: &Cluster,
+    ) -> Result<Prepared, Error> {
+        let websocket = req.version() == Version::HTTP_11
+            && self.connection.http().is_some_and(|http| http.websocket)
+            && wants_websocket(req.headers());
+        let protocol = match cluster.config.protocol {
+            _ if websocket => Protocol::Http1,
+            Some(HttpProtocol::Http1) => Protocol::Http1,
+            Some(HttpProtocol::Http2) => Protocol::Http2,
+            Some(HttpProtocol::Downstream) | None if req.version() == Version::HTTP_2 => {
+                Protocol::Http2
+            }
+            Some(HttpProtocol::Downstream) | None => Protocol::Http1,
+        };
+        let downstream = websocket.then(|| hyper::upgrade::on(&mut req));
+        let bytes = self
+            .info
+            .metrics
+            .as_ref()
+            .map(|metrics| metrics.request_bytes().clone());
+        let (mut parts, incoming) = req.into_parts();
+        strip_hop_by_hop(&mut parts.headers, websocket);
+        if let Some(rewrite) = &forward.path_rewrite {
+            let path = rewrite_path(&parts.uri, &route.matches.path, rewrite)?;
+            let mut uri = parts.uri.into_parts();
+            uri.path_and_query = Some(path);
+            parts.uri = http::Uri::from_parts(uri).map_err(|error| {
+                Error::new(
+                    Reason::ClientProtocolError,
+                    format!("the rewritten target: {error}"),
+                )
+            })?;
+        }
+        route.request_headers.apply(&mut parts.headers);
+        let rewritten = forward
+            .host_rewrite
+            .as_ref()
+            .map(|HostRewrite::Literal(host)| host);
+        let host = match rewritten {
+            Some(host) => host.clone(),
+            None => HeaderValue::from_str(authority).map_err(|_| {
+                Error::new(
+                    Reason::ClientProtocolError,
+                    "the authority is no header value",
+                )
+            })?,
+        };
+        let authority = host.to_str().unwrap_or(authority);
+        parts.uri = target(parts.uri, protocol, Some(authority))?;
+        match protocol {
+            Protocol::Http1 => {
+                parts.version = Version::HTTP_11;
+                if rewritten.is_some() || !parts.headers.contains_key(HOST) {
+                    parts.headers.insert(HOST, host);
+                }
+            }
+            Protocol::Http2 => {
+                parts.version = Version::HTTP_2;
+                parts.headers.remove(HOST);
+            }
+        }
+        let expects = protocol == Protocol::Http1 && parts.headers.contains_key(EXPECT);
+        let body = Body::incoming(incoming, bytes);
+        let mut request = Request::from_parts(parts, Body::Empty);
+        *request.body_mut() = if expects {
+            wait_for_continue(&mut request, body)
+        } else {
+            body
+        };
+        Ok(Prepared {
+            request,
+            protocol,
+            downstream,
+        })
+    }
+
+    /// Sends a request, to another endpoint as long as it was never sent.
+    async fn attempts(
+        &mut self,
+        prepared: Prepared,
+        forward: &Forward,
+        cluster: &Arc<Cluster>,
+    ) -> Result<Answer, Error> {
+        let Prepared {
+            mut request,
+            protocol,
+            downstream,
+        } = prepared;
+        let mut tried: Vec<SocketAddr> = Vec::new();
+        let mut last = None;
+        loop {
+            let Some(pick) = cluster.pick(&tried, &self.connection.worker.rng) else {
+                return Err(last.unwrap_or_else(|| no_endpoints(cluster)));
+            };
+            self.info.upstream = Some(pick.endpoint.dest.address);
+            self.info.attempts += 1;
+            if last.is_some()
+                && let Some(metrics) = &self.info.metrics
+            {
+                metrics.retried();
+            }
+            match self.attempt(&pick, protocol, forward, request).await {
+                Ok((response, lease)) => {
+                    if last.is_some()
+                        && let Some(metrics) = &self.info.metrics
+                    {
+                        metrics.recovered();
+                    }
+                    return self.answered(response, pick, lease, downstream);
+                }
+                Err(Failed { error, unsent }) => {
+                    pick.failed();
+                    if let Some(metrics) = &self.info.metrics {
+                        metrics.attempt(error.reason);
+                    }
+                    tried.push(pick.endpoint.dest.address);
+                    match unsent {
+                        Some(unsent) if tried.len() < MAX_ATTEMPTS => request = unsent,
+                        _ => return Err(error),
+                    }
+                    last = Some(error);
+                }
+            }
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        pick: &Pick,
+        protocol: Protocol,
+        forward: &Forward,
+        request: Request<Body>,
+    ) -> Result<(Response<Incoming>, Lease), Failed> {
+        let worker = self.connection.worker.clone();
+        let pool = pick.endpoint.pool(worker.id);
+        let per_try = forward
+            .per_try_timeout
+            .map(|timeout| Instant::now() + timeout);
+        let started = Instant::now();
+        self.info.wait_begins();
+        let sending = send(
+            &worker.connector,
+            &pick.endpoint.dest,
+            pool,
+            protocol,
+            request,
+        );
+        let result = match (self.deadline, per_try) {
+            (None, None) => sending.await,
+            (deadline, per_try) => {
+                let (due, reason) = match (deadline, per_try) {
+                    (Some(whole), Some(one)) if one < whole => (one, Reason::AttemptTimeout),
+                    (None, Some(one)) => (one, Reason::AttemptTimeout),
+                    (Some(whole), _) => (whole, Reason::RequestTimeout),
+                    (None, None) => unreachable!("one of the two is set"),
+                };
+                timeout_at(due, sending).await.unwrap_or_else(|_| {
+                    let words = format!("{}: no answer in time", pick.endpoint.dest.address);
+                    Err(Failed {
+                        error: Error::new(reason, words),
+                        unsent: None,
+                    })
+                })
+            }
+        };
+        self.info.wait_ends();
+        if result.is_ok() {
+            pick.answered(started.elapsed());
+        }
+        result
+    }
+
+    /// Turns the upstream's answer into ours.
+    fn answered(
+        &mut self,
+        response: Response<Incoming>,
+        pick: Pick,
+        lease: Lease,
+        downstream: Option<hyper::upgrade::OnUpgrade>,
+    ) -> Result<Answer, Error> {
+        if let Some(metrics) = &self.info.metrics {
+            metrics.attempt(Reason::None);
+        }
+        let mut response = response;
+        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if switched && downstream.is_none() {
+            let words = "the server switched protocols without being asked";
+            return Err(Error::new(Reason::PeerProtocolError, words));
+        }
+        strip_hop_by_hop(response.headers_mut(), switched);
+        if let (true, Some(downstream)) = (switched, downstream) {
+            let upstream = hyper::upgrade::on(&mut response);
+            let (parts, _) = response.into_parts();
+            let info = self.hand_over(StatusCode::SWITCHING_PROTOCOLS);
+            tunnel::splice(downstream, upstream, info, (pick, lease));
+            return Ok((Response::from_parts(parts, Body::Empty), None));
+        }
+        let (parts, incoming) = response.into_parts();
+        let response = Response::from_parts(parts, Body::incoming(incoming, None));
+        Ok((response, Some((pick, self.connection.worker.id, lease))))
+    }
+
+    /// Ends a CONNECT here: a TCP connection to the service, or HTTP inside the tunnel.
+    async fn connect(
+        &mut self,
+        mut req: Request<Incoming>,
+        host: &Arc<LiveHost>,
+        cluster: Arc<Cluster>,
+    ) -> Result<Answer, Error> {
+        if req.version() >= Version::HTTP_2 || self.connection.only_host.is_some() {
+            return Err(Error::new(
+                Reason::ClientProtocolError,
+                "CONNECT needs HTTP/1.1 here",
+            ));
+        }
+        let downstream = hyper::upgrade::on(&mut req);
+        if !cluster.is_tcp_only() {
+            tunnel::connect_http(downstream, &self.connection, host.clone());
+            return Ok((Response::new(Body::Empty), None));
+        }
+        let Some(pick) = cluster.pick(&[], &self.connection.worker.rng) else {
+            return Err(no_endpoints(&cluster));
+        };
+        let worker = self.connection.worker.clone();
+        self.info.upstream = Some(pick.endpoint.dest.address);
+        let upstream = worker
+            .connector
+            .connect(&pick.endpoint.dest, AppProtocol::Tcp)
+            .await?;
+        let target = format!("{}.{}", cluster.config.service, cluster.config.namespace);
+        let metrics = worker
+            .shared
+            .metrics
+            .connections(Side::Client, &target, cluster.tls());
+        let info = self.hand_over(StatusCode::OK);
+        tunnel::connect_tcp(downstream, upstream, info, pick, metrics);
+        Ok((Response::new(Body::Empty), None))
+    }
+
+    /// Moves the record to whoever carries the stream on; a blank one stays behind.
+    fn hand_over(&mut self, status: StatusCode) -> StreamInfo {
+        let mut info = self.info.split();
+        info.code = status.as_u16();
+        info.reason = Reason::None;
+        info
+    }
+
+    fn fail(&mut self, error: Error) {
+        tracing::debug!(%error, "request failed");
+        self.info.reason = error.reason;
+        self.info.detail = Some(error.detail);
+        if self.info.is_grpc {
+            self.info.grpc_code = Some(error.reason.row().grpc);
+        }
+    }
+
+    /// Hands the record to the body: from here on the stream ends with it.
+    fn finish(
+        mut self,
+        response: Response<Body>,
+        upstream: Option<(Pick, usize, Lease)>,
+    ) -> Response<Tracked> {
+        self.info.code = response.status().as_u16();
+        self.info.head_sent();
+        let grpc_answer = self.info.is_grpc && response.headers().contains_key(CONTENT_TYPE);
+        if grpc_answer && self.info.grpc_code.is_none() {
+            self.info.grpc_code = grpc_status(response.headers());
+        }
+        let deadline = self
+            .deadline
+            .filter(|_| !http_body::Body::is_end_stream(response.body()))
+            .map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        let stream = Stream {
+            info: self.info,
+            upstream,
+            deadline,
+        };
+        response.map(|body| Tracked::new(body, stream))
+    }
+}
+
+/// A request ready to be sent.
+struct Prepared {
+    request: Request<Body>,
+    protocol: Protocol,
+    /// The client's side of a WebSocket, should the server switch.
+    downstream: Option<hyper::upgrade::OnUpgrade>,
+}
+
+/// The one authority of a request. Two that differ are refused: router, policy and
+/// application must not read different ones.
+fn authority_of(req: &Request<Incoming>) -> Result<String, Error> {
+    let bad = |words: &str| Error::new(Reason::ClientProtocolError, words);
+    let mut hosts = req.headers().get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => return Err(bad("two Host fields")),
+        (host, _) => host
+            .map(HeaderValue::to_str)
+            .transpose()
+            .map_err(|_| bad("a malformed Host"))?,
+    };
+    match (req.uri().authority(), host) {
+        (Some(authority), Some(host)) if !authority.as_str().eq_ignore_ascii_case(host) => Err(
+            bad("Host and the request target name different authorities"),
+        ),
+        (Some(authority), _) => Ok(authority.as_str().to_owned()),
+        (None, Some(host)) => Ok(host.to_owned()),
+        (None, None) if req.version() < Version::HTTP_11 => Ok(String::new()),
+        (None, None) => Err(bad("no Host")),
+    }
+}
+
+/// Holds the body back until the server asks for it.
+fn wait_for_continue(request: &mut Request<Body>, body: Body) -> Body {
+    let Body::Incoming(incoming, bytes) = body else {
+        return body;
+    };
+    let (gate, opener) = Gate::new(EXPECT_TIMEOUT);
+    hyper::ext::on_informational(request, move |response| {
+        if response.status() == StatusCode::CONTINUE {
+            opener.open();
+        }
+    });
+    Body::Gated(incoming, bytes, gate)
+}
+
+fn no_endpoints(cluster: &Cluster) -> Error {
+    let words = format!(
+        "{} has no endpoint that takes requests",
+        cluster.config.name
+    );
+    Error::new(Reason::NoEndpoints, words)
+}

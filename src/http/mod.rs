@@ -1,0 +1,133 @@
+//! The HTTP path: from a connection's bytes to the last byte of the answer.
+
+mod forward;
+mod headers;
+mod reply;
+mod server;
+mod tracked;
+mod tunnel;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use weft_certs::spiffe::SpiffeId;
+
+use crate::{
+    config::{Filter, HttpConfig},
+    snapshot::{LiveFilter, LiveHost, LiveListener, LiveTable, Snapshot},
+    telemetry::{RouteMetrics, Side, Tls},
+    worker::Worker,
+};
+
+pub use server::{HttpVersion, serve};
+
+/// What the requests of one connection share.
+#[derive(Debug)]
+pub struct Connection {
+    /// The worker that serves it.
+    pub worker: Arc<Worker>,
+    /// The listener that accepted it.
+    pub listener: Arc<LiveListener>,
+    /// Which chain of the listener.
+    pub chain: usize,
+    /// Inside a CONNECT tunnel: the only host that requests are for.
+    pub only_host: Option<Arc<LiveHost>>,
+    /// How it is protected.
+    pub tls: Tls,
+    /// Who the client proved to be.
+    pub peer: Option<SpiffeId>,
+    server_metrics: Mutex<Vec<(Arc<str>, Arc<RouteMetrics>)>>,
+}
+
+/// Where a connection's routes are now.
+enum Routes {
+    Table(Arc<LiveTable>),
+    NotReady,
+}
+
+impl Connection {
+    /// A connection's context.
+    #[must_use]
+    pub fn new(
+        worker: Arc<Worker>,
+        listener: Arc<LiveListener>,
+        chain: usize,
+        tls: Tls,
+        peer: Option<SpiffeId>,
+    ) -> Self {
+        Self {
+            worker,
+            listener,
+            chain,
+            only_host: None,
+            tls,
+            peer,
+            server_metrics: Mutex::default(),
+        }
+    }
+
+    /// Whose calls it carries.
+    #[must_use]
+    pub fn side(&self) -> Side {
+        self.listener.side()
+    }
+
+    /// The connection manager's configuration.
+    fn http(&self) -> Option<&HttpConfig> {
+        match self
+            .listener
+            .config
+            .chains
+            .get(self.chain)
+            .map(|chain| &chain.filter)
+        {
+            Some(Filter::Http(http)) => Some(http),
+            _ => None,
+        }
+    }
+
+    /// The route table in force: a long-lived connection follows the configuration.
+    fn routes(&self, snapshot: &Snapshot) -> Routes {
+        let current = snapshot.listeners.get(&self.listener.config.name);
+        let filter = current
+            .and_then(|listener| listener.chains.get(self.chain))
+            .filter(|filter| !matches!(filter, LiveFilter::Tcp(_)))
+            .or_else(|| self.listener.chains.get(self.chain));
+        match filter {
+            Some(LiveFilter::Http(table)) => Routes::Table(table.clone()),
+            Some(LiveFilter::Rds(name)) => snapshot
+                .tables
+                .get(name)
+                .cloned()
+                .map_or(Routes::NotReady, Routes::Table),
+            _ => Routes::NotReady,
+        }
+    }
+
+    /// Where inbound requests of this client on a route are counted.
+    fn server_metrics(&self, route: &Arc<str>) -> Arc<RouteMetrics> {
+        let mut known = self.server_metrics.lock();
+        if let Some((_, metrics)) = known.iter().find(|(name, _)| name == route) {
+            return metrics.clone();
+        }
+        let port = self
+            .listener
+            .config
+            .port
+            .map(|port| port.to_string())
+            .unwrap_or_default();
+        let client = self.peer.as_ref().map_or(("unknown", ""), |peer| {
+            (
+                peer.service_account().unwrap_or("unknown"),
+                peer.namespace().unwrap_or_default(),
+            )
+        });
+        let metrics = self
+            .worker
+            .shared
+            .metrics
+            .server_route(&port, route, client, self.tls);
+        known.push((route.clone(), metrics.clone()));
+        metrics
+    }
+}

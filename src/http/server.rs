@@ -1,0 +1,102 @@
+//! One client's HTTP connection: limits, keep-alive, and how it ends in a shutdown.
+
+use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::watch;
+
+use super::{Connection, forward::handle};
+use crate::{drain::Phase, io::Io};
+
+/// Which HTTP a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// HTTP/1.0 and 1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// A client that does not finish a request head in this time is cut.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_HEADERS: usize = 256;
+const MAX_HEADER_BYTES: u32 = 64 * 1024;
+const MAX_STREAMS: u32 = 250;
+/// One stalled stream must not stop the others: 16 stream windows fit.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
+const SEND_BUFFER: usize = 256 * 1024;
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves a connection to its end.
+pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
+    let phases = connection.worker.shared.drain.watch();
+    let context = connection.clone();
+    let service = service_fn(move |req| {
+        let context = context.clone();
+        async move { Ok::<_, Infallible>(handle(context, req).await) }
+    });
+    let io = TokioIo::new(io);
+    let result = match version {
+        HttpVersion::Http1 => {
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_headers(MAX_HEADERS)
+                .preserve_header_case(true)
+                .serve_connection(io, service)
+                .with_upgrades();
+            // Answers say `Connection: close` while draining, so that the client is the one
+            // who closes; only what is idle at the end is closed from here.
+            drive(serving, phases, Phase::Closing, |serving| {
+                serving.graceful_shutdown()
+            })
+            .await
+        }
+        HttpVersion::Http2 => {
+            let serving = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(MAX_STREAMS)
+                .max_header_list_size(MAX_HEADER_BYTES)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_send_buf_size(SEND_BUFFER)
+                .keep_alive_interval(KEEPALIVE)
+                .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+                .serve_connection(io, service);
+            // GOAWAY in two steps loses nothing, so it goes out at once.
+            drive(serving, phases, Phase::Draining, |serving| {
+                serving.graceful_shutdown()
+            })
+            .await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "client connection ended");
+    }
+}
+
+/// Runs a connection; at `phase` it is asked to end after what it is doing.
+async fn drive<C>(
+    serving: C,
+    mut phases: watch::Receiver<Phase>,
+    phase: Phase,
+    shut_down: impl Fn(Pin<&mut C>),
+) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut serving = std::pin::pin!(serving);
+    tokio::select! {
+        biased;
+        result = serving.as_mut() => return result,
+        _ = phases.wait_for(|now| *now >= phase) => {}
+    }
+    shut_down(serving.as_mut());
+    serving.await
+}

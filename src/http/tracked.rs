@@ -1,0 +1,158 @@
+//! HOT. The response body on its way to the client: it owns the stream's record, the chosen
+//! endpoint and the connection until the last byte, or until the client goes away.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::Sleep;
+
+use super::reply::{grpc_status, grpc_trailers};
+use crate::{body::Body, cluster::Pick, error::Reason, telemetry::StreamInfo, upstream::Lease};
+
+/// A response body with everything that ends when it ends.
+#[derive(Debug)]
+pub struct Tracked {
+    body: Body,
+    stream: Option<Stream>,
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) info: StreamInfo,
+    /// The endpoint, the worker whose pool the connection is from, and the connection.
+    pub(super) upstream: Option<(Pick, usize, Lease)>,
+    /// When the request's time is up.
+    pub(super) deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why a body broke off. The words end in hyper's log only.
+#[derive(Debug)]
+pub struct Broken(Reason);
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.slug())
+    }
+}
+
+impl std::error::Error for Broken {}
+
+impl Tracked {
+    /// A body whose end is the end of the stream.
+    pub(super) fn new(body: Body, stream: Stream) -> Self {
+        Self {
+            body,
+            stream: Some(stream),
+        }
+    }
+
+    /// The stream has ended as it should: the connection goes back to its pool.
+    fn complete(&mut self) {
+        let Some(stream) = self.stream.take() else {
+            return;
+        };
+        if let Some((pick, worker, Lease::Http1(send))) = stream.upstream {
+            pick.endpoint.pool(worker).give_back(send);
+        }
+    }
+
+    /// The stream broke off.
+    fn broken(
+        &mut self,
+        reason: Reason,
+        detail: String,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let Some(mut stream) = self.stream.take() else {
+            return Poll::Ready(None);
+        };
+        stream.info.reason = reason;
+        stream.info.detail = Some(detail);
+        let is_grpc = stream.info.is_grpc;
+        if is_grpc {
+            stream.info.grpc_code = Some(reason.row().grpc);
+        }
+        drop(stream);
+        self.body = Body::Empty;
+        // A clean end would look like the whole answer: gRPC gets a status, others a break.
+        if is_grpc {
+            Poll::Ready(Some(Ok(Frame::trailers(grpc_trailers(reason)))))
+        } else {
+            Poll::Ready(Some(Err(Broken(reason))))
+        }
+    }
+}
+
+impl HttpBody for Tracked {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let this = self.get_mut();
+        let Some(stream) = &mut this.stream else {
+            return Poll::Ready(None);
+        };
+        if let Some(deadline) = &mut stream.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return this.broken(
+                Reason::RequestTimeout,
+                "while the response streamed".to_owned(),
+            );
+        }
+        match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    stream.info.bytes_out += data.len() as u64;
+                } else if let Some(trailers) = frame.trailers_ref()
+                    && let Some(status) = grpc_status(trailers)
+                {
+                    stream.info.grpc_code = Some(status);
+                }
+                if this.body.is_end_stream() {
+                    this.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                let reason = if error.is_parse() || error.is_user() {
+                    Reason::PeerProtocolError
+                } else if error.is_incomplete_message() || error.is_closed() {
+                    Reason::PeerClosed
+                } else {
+                    Reason::PeerReset
+                };
+                this.broken(reason, format!("while the response streamed: {error}"))
+            }
+            None => {
+                this.complete();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        if self.body.is_end_stream() {
+            self.complete();
+        } else if let Some(stream) = &mut self.stream {
+            stream.info.reason = Reason::ClientClosed;
+        }
+    }
+}

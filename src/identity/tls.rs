@@ -1,0 +1,175 @@
+//! TLS between sidecars: rustls configurations for one certificate and bundle, and the two
+//! handshakes. The peer's identity is checked before a byte of the application moves.
+
+use std::{io, sync::Arc, time::Duration};
+
+use parking_lot::RwLock;
+use rustls::{ClientConfig, ServerConfig, time_provider::TimeProvider};
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use weft_certs::{
+    SvidVerifier, TrustBundle, WorkloadCert,
+    spiffe::SpiffeId,
+    tls::{client_config, server_config},
+    verify::{peer_id, svid_error_of_io},
+};
+
+use crate::{
+    config::{AppProtocol, DownstreamTls},
+    error::{Error, Reason},
+};
+
+/// A peer that does not finish its handshake in this time is cut.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Everything that TLS needs of one certificate and bundle.
+#[derive(Debug)]
+pub struct TlsState {
+    id: SpiffeId,
+    clients: [Arc<ClientConfig>; 3],
+    certificate: Arc<rustls::sign::SingleCertAndKey>,
+    verifier: SvidVerifier,
+    /// One configuration for each kind of listener; a handful.
+    servers: RwLock<Vec<(DownstreamTls, Arc<ServerConfig>)>>,
+}
+
+impl TlsState {
+    /// Builds the client side; server configurations follow at first use.
+    ///
+    /// # Errors
+    /// When the key is not usable.
+    pub fn new(
+        certificate: &WorkloadCert,
+        bundle: &Arc<TrustBundle>,
+        time: Arc<dyn TimeProvider>,
+    ) -> Result<Self, String> {
+        let verifier = SvidVerifier::new(bundle.clone(), time);
+        let resolver = certificate.resolver().map_err(|e| e.to_string())?;
+        let client = |protocol: AppProtocol| {
+            let verifier = Arc::new(verifier.clone());
+            Arc::new(client_config(
+                verifier,
+                Some(resolver.clone()),
+                &[protocol.alpn()],
+            ))
+        };
+        Ok(Self {
+            id: certificate.id.clone(),
+            clients: [
+                client(AppProtocol::Http1),
+                client(AppProtocol::Http2),
+                client(AppProtocol::Tcp),
+            ],
+            certificate: resolver.clone(),
+            verifier,
+            servers: RwLock::default(),
+        })
+    }
+
+    /// Our SPIFFE ID.
+    #[must_use]
+    pub const fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The configuration for the control plane: gRPC is HTTP/2.
+    pub(super) fn control_client(&self) -> Arc<ClientConfig> {
+        self.client(AppProtocol::Http2)
+    }
+
+    fn client(&self, protocol: AppProtocol) -> Arc<ClientConfig> {
+        let index = match protocol {
+            AppProtocol::Http1 => 0,
+            AppProtocol::Http2 => 1,
+            AppProtocol::Tcp => 2,
+        };
+        self.clients[index].clone()
+    }
+
+    fn server(&self, wanted: &DownstreamTls) -> Arc<ServerConfig> {
+        let known = self
+            .servers
+            .read()
+            .iter()
+            .find(|(tls, _)| tls == wanted)
+            .map(|(_, c)| c.clone());
+        known.unwrap_or_else(|| {
+            let alpn: Vec<&[u8]> = wanted.alpn.iter().map(|protocol| protocol.alpn()).collect();
+            let verifier = self
+                .verifier
+                .clone()
+                .mandatory(wanted.require_client_certificate);
+            let config = Arc::new(server_config(
+                Arc::new(verifier),
+                self.certificate.clone(),
+                &alpn,
+            ));
+            self.servers.write().push((wanted.clone(), config.clone()));
+            config
+        })
+    }
+}
+
+/// The client's handshake. The stream is only given out when the server proved one of the
+/// `expected` identities and took the protocol.
+///
+/// # Errors
+/// [`Reason::TlsFailed`], or [`Reason::IdentityMismatch`] with both identities in the words.
+pub async fn connect(
+    state: &TlsState,
+    tcp: TcpStream,
+    sni: &str,
+    protocol: AppProtocol,
+    expected: &[SpiffeId],
+) -> Result<TlsStream<TcpStream>, Error> {
+    let failed = |detail: String| Error::new(Reason::TlsFailed, detail);
+    let name = ServerName::try_from(sni.to_owned())
+        .map_err(|_| failed(format!("`{sni}` is no server name")))?;
+    let handshake = TlsConnector::from(state.client(protocol)).connect(name, tcp);
+    let stream = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake)
+        .await
+        .map_err(|_| failed("no answer to the handshake in 10 s".to_owned()))?
+        .map_err(|error| failed(handshake_error(&error)))?;
+    let session = stream.get_ref().1;
+    let chain = session.peer_certificates().unwrap_or_default();
+    let peer = peer_id(chain).map_err(|error| failed(error.to_string()))?;
+    if !expected.contains(&peer) {
+        let expected: Vec<&str> = expected.iter().map(SpiffeId::as_str).collect();
+        let detail = format!("the peer is {peer}, expected {}", expected.join(" or "));
+        return Err(Error::new(Reason::IdentityMismatch, detail));
+    }
+    if session.alpn_protocol() != Some(protocol.alpn()) {
+        let name = String::from_utf8_lossy(protocol.alpn()).into_owned();
+        return Err(failed(format!("the peer does not speak {name}")));
+    }
+    Ok(stream.into())
+}
+
+/// The server's handshake: the stream, who the client is, and the protocol that was agreed.
+///
+/// # Errors
+/// [`Reason::TlsFailed`].
+pub async fn accept(
+    state: &TlsState,
+    tcp: TcpStream,
+    tls: &DownstreamTls,
+) -> Result<(TlsStream<TcpStream>, Option<SpiffeId>, Option<AppProtocol>), Error> {
+    let failed = |detail: String| Error::new(Reason::TlsFailed, detail);
+    let handshake = TlsAcceptor::from(state.server(tls)).accept(tcp);
+    let stream = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake)
+        .await
+        .map_err(|_| failed("the client did not finish the handshake in 10 s".to_owned()))?
+        .map_err(|error| failed(handshake_error(&error)))?;
+    let session = stream.get_ref().1;
+    let peer = match session.peer_certificates() {
+        Some(chain) => Some(peer_id(chain).map_err(|error| failed(error.to_string()))?),
+        None => None,
+    };
+    let protocol = session.alpn_protocol().and_then(AppProtocol::from_alpn);
+    Ok((stream.into(), peer, protocol))
+}
+
+fn handshake_error(error: &io::Error) -> String {
+    svid_error_of_io(error).map_or_else(|| error.to_string(), ToString::to_string)
+}

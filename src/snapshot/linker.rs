@@ -1,0 +1,554 @@
+//! From resources to snapshots: what is referred to is resolved, what lives is carried over,
+//! and what is incomplete waits while the old stays in force. Owned by one task.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
+
+use weft_api::Kind;
+
+use super::{
+    Backend, LiveFilter, LiveHost, LiveListener, LiveTable, Snapshot, TcpBackend, clusters_of,
+    clusters_of_listener,
+};
+use crate::{
+    cluster::Cluster,
+    config::{
+        ClusterConfig, ClusterType, Direction, Endpoints, Filter, Listener, RouteAction,
+        RouteSource, RouteTable, TcpConfig, Value, VirtualHost, WeightedClusters,
+    },
+    telemetry::{Metrics, Side, Tls},
+};
+
+/// A destination that no request asked for in this time is given up.
+const UNUSED: Duration = Duration::from_secs(600);
+/// Looked-up authorities at one time; more are refused until some are given up.
+const MAX_HOSTS: usize = 4096;
+
+/// Resource names to be subscribed to, by kind.
+pub type Wanted = BTreeSet<(Kind, Arc<str>)>;
+
+/// What the control plane said about a name.
+#[derive(Debug)]
+enum Known<T> {
+    Here(Arc<T>),
+    Absent,
+}
+
+impl<T> Known<T> {
+    fn here(&self) -> Option<&Arc<T>> {
+        match self {
+            Self::Here(value) => Some(value),
+            Self::Absent => None,
+        }
+    }
+}
+
+type Resources<T> = BTreeMap<Arc<str>, Known<T>>;
+
+/// All resources, and what was linked from them last.
+#[derive(Debug)]
+pub struct Linker {
+    metrics: Arc<Metrics>,
+    workers: usize,
+    listeners: Resources<Listener>,
+    tables: Resources<RouteTable>,
+    hosts: Resources<VirtualHost>,
+    clusters: Resources<ClusterConfig>,
+    endpoints: Resources<Endpoints>,
+    /// Authorities that requests asked for, and when (seconds) they were asked for first.
+    demanded: BTreeMap<Arc<str>, u32>,
+    live: Live,
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    listeners: HashMap<Arc<str>, Arc<LiveListener>>,
+    tables: HashMap<Arc<str>, Arc<LiveTable>>,
+    hosts: HashMap<Arc<str>, Option<Arc<LiveHost>>>,
+    clusters: HashMap<Arc<str>, Arc<Cluster>>,
+}
+
+impl Linker {
+    /// A linker without resources.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>, workers: usize) -> Self {
+        Self {
+            metrics,
+            workers,
+            listeners: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            clusters: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            demanded: BTreeMap::new(),
+            live: Live::default(),
+        }
+    }
+
+    /// Takes a resource. Endpoints of a live cluster are in force at once; true means that
+    /// [`Self::link`] has something to do.
+    pub fn update(&mut self, name: &Arc<str>, value: Value) -> bool {
+        let name = name.clone();
+        match value {
+            Value::Listener(v) => drop(self.listeners.insert(name, Known::Here(v))),
+            Value::Route(v) => drop(self.tables.insert(name, Known::Here(v))),
+            Value::VirtualHost(v) => drop(self.hosts.insert(name, Known::Here(v))),
+            Value::Cluster(v) => drop(self.clusters.insert(name, Known::Here(v))),
+            Value::Endpoints(v) => {
+                let known = self.live.clusters.values().filter(
+                    |cluster| matches!(&cluster.config.kind, ClusterType::Eds(eds) if *eds == name),
+                );
+                let mut linked = false;
+                for cluster in known {
+                    cluster.update(&v, self.workers);
+                    cluster.publish(&self.metrics);
+                    linked = true;
+                }
+                self.endpoints.insert(name, Known::Here(v));
+                return !linked;
+            }
+            Value::Secret(_) => return false,
+        }
+        true
+    }
+
+    /// Takes the news that a resource does not exist (any more).
+    pub fn remove(&mut self, kind: Kind, name: &Arc<str>) -> bool {
+        match kind {
+            Kind::Listener => drop(self.listeners.remove(name)),
+            Kind::Route => drop(self.tables.insert(name.clone(), Known::Absent)),
+            Kind::VirtualHost => drop(self.hosts.insert(name.clone(), Known::Absent)),
+            Kind::Cluster => drop(self.clusters.insert(name.clone(), Known::Absent)),
+            Kind::Endpoint => drop(self.endpoints.insert(name.clone(), Known::Absent)),
+            Kind::Secret => return false,
+        }
+        true
+    }
+
+    /// A request asks for an authority by its VHDS name. False if there are too many.
+    pub fn demand(&mut self, name: &str, now_seconds: u32) -> bool {
+        if self.demanded.contains_key(name) {
+            return true;
+        }
+        if self.demanded.len() >= MAX_HOSTS {
+            return false;
+        }
+        self.demanded.insert(name.into(), now_seconds);
+        true
+    }
+
+    /// Gives up destinations that nobody has asked for lately; true if there were any.
+    pub fn expire(&mut self, now_seconds: u32) -> bool {
+        let before = self.demanded.len();
+        let unused = UNUSED.as_secs() as u32;
+        let live = &self.live.hosts;
+        self.demanded.retain(|name, since| {
+            let used = live
+                .get(name)
+                .and_then(Option::as_ref)
+                .map_or(0, |host| host.last_used());
+            now_seconds.saturating_sub(used.max(*since)) < unused
+        });
+        self.demanded.len() != before
+    }
+
+    /// Resolves everything. What refers to something that has not arrived keeps its last
+    /// linked form, or stays away.
+    pub fn link(&mut self) -> (Snapshot, Wanted) {
+        self.live.clusters = self.link_clusters();
+        self.live.hosts = self.link_hosts();
+        self.live.tables = self.link_tables();
+        self.live.listeners = self.link_listeners();
+        let wanted = self.wanted();
+        self.forget_unwanted(&wanted);
+        let snapshot = Snapshot {
+            listeners: self.live.listeners.clone(),
+            tables: self.live.tables.clone(),
+            hosts: self.live.hosts.clone(),
+            clusters: self.live.clusters.clone(),
+        };
+        (snapshot, wanted)
+    }
+
+    fn link_clusters(&self) -> HashMap<Arc<str>, Arc<Cluster>> {
+        let mut clusters = HashMap::new();
+        for (name, known) in &self.clusters {
+            let live = self.live.clusters.get(name);
+            // A cluster that was removed but is still referred to stays until it is not.
+            let Some(config) = known.here() else {
+                if let Some(live) = live.filter(|_| self.is_referred_to(name)) {
+                    clusters.insert(name.clone(), live.clone());
+                }
+                continue;
+            };
+            let same = live.filter(|live| live.config == *config);
+            let cluster = match (&config.kind, same) {
+                (_, Some(live)) => Some(live.clone()),
+                (ClusterType::Static(endpoints), None) => {
+                    Some(self.new_cluster(config, endpoints, live))
+                }
+                (ClusterType::Eds(eds), None) => match self.endpoints.get(eds) {
+                    Some(Known::Here(endpoints)) => Some(self.new_cluster(config, endpoints, live)),
+                    Some(Known::Absent) => {
+                        Some(self.new_cluster(config, &Endpoints::default(), live))
+                    }
+                    None => live.cloned(),
+                },
+            };
+            if let Some(cluster) = cluster {
+                clusters.insert(name.clone(), cluster);
+            }
+        }
+        clusters
+    }
+
+    fn new_cluster(
+        &self,
+        config: &Arc<ClusterConfig>,
+        endpoints: &Endpoints,
+        live: Option<&Arc<Cluster>>,
+    ) -> Arc<Cluster> {
+        let previous = live.map(|cluster| &**cluster);
+        let cluster = Cluster::link(config.clone(), endpoints, previous, self.workers);
+        cluster.publish(&self.metrics);
+        Arc::new(cluster)
+    }
+
+    fn is_referred_to(&self, name: &Arc<str>) -> bool {
+        let by_host = self
+            .live
+            .hosts
+            .values()
+            .flatten()
+            .any(|host| clusters_of(&host.config).any(|cluster| cluster == name));
+        by_host
+            || self
+                .live
+                .listeners
+                .values()
+                .any(|listener| clusters_of_listener(&listener.config).contains(&name))
+    }
+
+    /// Whether all these clusters are linked or known not to exist.
+    fn resolved<'a>(&self, mut names: impl Iterator<Item = &'a Arc<str>>) -> bool {
+        names.all(|name| {
+            self.live.clusters.contains_key(name)
+                || matches!(self.clusters.get(name), Some(Known::Absent))
+        })
+    }
+
+    fn link_hosts(&self) -> HashMap<Arc<str>, Option<Arc<LiveHost>>> {
+        let mut hosts = HashMap::new();
+        for name in self.demanded.keys() {
+            let live = self.live.hosts.get(name);
+            let linked = match self.hosts.get(name) {
+                Some(Known::Absent) => Some(None),
+                Some(Known::Here(config)) if self.resolved(clusters_of(config)) => {
+                    let previous = live.and_then(Option::as_ref);
+                    Some(Some(self.link_host(config, Side::Client, previous)))
+                }
+                // Not here yet: what was linked before stays in force.
+                _ => live.cloned(),
+            };
+            if let Some(linked) = linked {
+                hosts.insert(name.clone(), linked);
+            }
+        }
+        hosts
+    }
+
+    fn link_host(
+        &self,
+        config: &Arc<VirtualHost>,
+        side: Side,
+        previous: Option<&Arc<LiveHost>>,
+    ) -> Arc<LiveHost> {
+        let (service, namespace) = service_of(&config.name);
+        let routes: Vec<Vec<Backend>> = config
+            .routes
+            .iter()
+            .map(|route| match &route.action {
+                RouteAction::Forward(forward) => self.backends(&forward.clusters, |name, tls| {
+                    (side == Side::Client).then(|| {
+                        self.metrics
+                            .client_route((service, namespace), &route.name, name, tls)
+                    })
+                }),
+                RouteAction::Redirect(_) | RouteAction::Direct(_) => Vec::new(),
+            })
+            .collect();
+        if let Some(previous) = previous
+            && previous.config == *config
+            && same_clusters(&previous.routes, &routes)
+        {
+            return previous.clone();
+        }
+        let unrouted = (side == Side::Client).then(|| {
+            self.metrics
+                .client_route((service, namespace), "", "", Tls::None)
+        });
+        let last_used = AtomicU32::new(previous.map_or(0, |host| host.last_used()));
+        Arc::new(LiveHost {
+            config: config.clone(),
+            routes,
+            unrouted,
+            last_used,
+        })
+    }
+
+    fn backends<M>(&self, weighted: &WeightedClusters, metrics: M) -> Vec<Backend>
+    where
+        M: Fn(&str, Tls) -> Option<Arc<crate::telemetry::RouteMetrics>>,
+    {
+        weighted
+            .clusters
+            .iter()
+            .map(|entry| {
+                let cluster = self.live.clusters.get(&entry.name).cloned();
+                let name = cluster.as_ref().map_or_else(
+                    || entry.name.clone(),
+                    |cluster| cluster.config.service.clone(),
+                );
+                let tls = cluster.as_ref().map_or(Tls::None, |cluster| cluster.tls());
+                Backend {
+                    metrics: metrics(&name, tls),
+                    name,
+                    cluster,
+                }
+            })
+            .collect()
+    }
+
+    fn link_table(
+        &self,
+        config: &Arc<RouteTable>,
+        side: Side,
+        previous: Option<&Arc<LiveTable>>,
+    ) -> Arc<LiveTable> {
+        let before = |host: &Arc<VirtualHost>| {
+            previous.and_then(|table| table.hosts().find(|live| live.config.name == host.name))
+        };
+        let hosts: Vec<_> = config
+            .virtual_hosts
+            .iter()
+            .map(|host| self.link_host(host, side, before(host)))
+            .collect();
+        if let Some(previous) = previous
+            && previous.config == *config
+            && previous.hosts().count() == hosts.len()
+            && previous.hosts().zip(&hosts).all(|(a, b)| Arc::ptr_eq(a, b))
+        {
+            return previous.clone();
+        }
+        Arc::new(LiveTable::new(config.clone(), &hosts))
+    }
+
+    fn link_tables(&self) -> HashMap<Arc<str>, Arc<LiveTable>> {
+        let mut tables = HashMap::new();
+        for (name, known) in &self.tables {
+            let live = self.live.tables.get(name);
+            let table = match known {
+                Known::Here(config)
+                    if self.resolved(
+                        config
+                            .virtual_hosts
+                            .iter()
+                            .flat_map(|host| clusters_of(host)),
+                    ) =>
+                {
+                    Some(self.link_table(config, Side::Client, live))
+                }
+                _ => live.cloned(),
+            };
+            if let Some(table) = table {
+                tables.insert(name.clone(), table);
+            }
+        }
+        tables
+    }
+
+    fn link_listeners(&self) -> HashMap<Arc<str>, Arc<LiveListener>> {
+        let mut listeners = HashMap::new();
+        for (name, config) in &self.listeners {
+            let Some(config) = config.here() else {
+                continue;
+            };
+            let live = self.live.listeners.get(name);
+            let tables_here = config.chains.iter().all(|chain| match &chain.filter {
+                Filter::Http(http) => match &http.routes {
+                    RouteSource::Rds(table) => self.live.tables.contains_key(table),
+                    RouteSource::Inline(_) => true,
+                },
+                Filter::Tcp(_) => true,
+            });
+            let warm = tables_here && self.resolved(clusters_of_listener(config).into_iter());
+            let linked = if warm {
+                Some(self.link_listener(config, live))
+            } else {
+                live.cloned()
+            };
+            if let Some(linked) = linked {
+                listeners.insert(name.clone(), linked);
+            }
+        }
+        listeners
+    }
+
+    fn link_listener(
+        &self,
+        config: &Arc<Listener>,
+        previous: Option<&Arc<LiveListener>>,
+    ) -> Arc<LiveListener> {
+        let side = match config.direction {
+            Direction::Inbound => Side::Server,
+            Direction::Outbound => Side::Client,
+        };
+        let chains = config
+            .chains
+            .iter()
+            .enumerate()
+            .map(|(index, chain)| match &chain.filter {
+                Filter::Http(http) => match &http.routes {
+                    RouteSource::Rds(name) => LiveFilter::Rds(name.clone()),
+                    RouteSource::Inline(table) => {
+                        let before =
+                            previous.and_then(|listener| match listener.chains.get(index) {
+                                Some(LiveFilter::Http(table)) => Some(table),
+                                _ => None,
+                            });
+                        LiveFilter::Http(self.link_table(table, side, before))
+                    }
+                },
+                Filter::Tcp(tcp) => LiveFilter::Tcp(self.tcp_backends(config, side, tcp)),
+            })
+            .collect();
+        Arc::new(LiveListener {
+            config: config.clone(),
+            chains,
+        })
+    }
+
+    fn tcp_backends(&self, listener: &Listener, side: Side, tcp: &TcpConfig) -> Vec<TcpBackend> {
+        self.backends(&tcp.clusters, |_, _| None)
+            .into_iter()
+            .zip(&tcp.clusters.clusters)
+            .map(|(backend, entry)| {
+                let target = match (side, &backend.cluster) {
+                    (Side::Client, Some(cluster)) => {
+                        format!("{}.{}", cluster.config.service, cluster.config.namespace)
+                    }
+                    (Side::Client, None) => backend.name.to_string(),
+                    (Side::Server, _) => listener
+                        .port
+                        .map(|port| port.to_string())
+                        .unwrap_or_default(),
+                };
+                let tls = match side {
+                    Side::Client => backend.cluster.as_ref().map_or(Tls::None, |c| c.tls()),
+                    Side::Server if listener.chains.iter().any(|c| c.tls.is_some()) => Tls::Mtls,
+                    Side::Server => Tls::None,
+                };
+                let metrics = self.metrics.connections(side, &target, tls);
+                TcpBackend {
+                    cluster: backend.cluster,
+                    weight: entry.weight,
+                    idle_timeout: tcp.idle_timeout,
+                    metrics,
+                }
+            })
+            .collect()
+    }
+
+    /// Every name that something refers to.
+    fn wanted(&self) -> Wanted {
+        let mut wanted = Wanted::new();
+        let mut clusters: BTreeSet<Arc<str>> = BTreeSet::new();
+        for listener in self.listeners.values().filter_map(Known::here) {
+            for chain in &listener.chains {
+                if let Filter::Http(http) = &chain.filter
+                    && let RouteSource::Rds(name) = &http.routes
+                {
+                    wanted.insert((Kind::Route, name.clone()));
+                }
+                if let Some(tls) = &chain.tls {
+                    wanted.insert((Kind::Secret, tls.bundle.clone()));
+                }
+            }
+            clusters.extend(clusters_of_listener(listener).into_iter().cloned());
+        }
+        for table in self.tables.values().filter_map(Known::here) {
+            clusters.extend(
+                table
+                    .virtual_hosts
+                    .iter()
+                    .flat_map(|host| clusters_of(host))
+                    .cloned(),
+            );
+        }
+        for name in self.demanded.keys() {
+            wanted.insert((Kind::VirtualHost, name.clone()));
+            if let Some(Known::Here(host)) = self.hosts.get(name) {
+                clusters.extend(clusters_of(host).cloned());
+            }
+        }
+        for name in clusters {
+            if let Some(Known::Here(config)) = self.clusters.get(&name) {
+                if let ClusterType::Eds(eds) = &config.kind {
+                    wanted.insert((Kind::Endpoint, eds.clone()));
+                }
+                if let Some(tls) = &config.tls {
+                    wanted.insert((Kind::Secret, tls.bundle.clone()));
+                }
+            }
+            wanted.insert((Kind::Cluster, name));
+        }
+        wanted
+    }
+
+    /// Drops resources that nothing refers to, so that asking again means asking anew.
+    fn forget_unwanted(&mut self, wanted: &Wanted) {
+        let wants = |kind: Kind| move |name: &Arc<str>| wanted.contains(&(kind, name.clone()));
+        self.tables.retain(|name, _| wants(Kind::Route)(name));
+        self.hosts.retain(|name, _| wants(Kind::VirtualHost)(name));
+        self.clusters.retain(|name, _| wants(Kind::Cluster)(name));
+        self.endpoints.retain(|name, _| wants(Kind::Endpoint)(name));
+        self.live.tables.retain(|name, _| wants(Kind::Route)(name));
+        let gone = |name: &Arc<str>| !wants(Kind::Cluster)(name);
+        for cluster in self
+            .live
+            .clusters
+            .iter()
+            .filter(|(name, _)| gone(name))
+            .map(|(_, c)| c)
+        {
+            cluster.close();
+            let config = &cluster.config;
+            self.metrics
+                .forget_endpoints(&config.service, &config.namespace);
+        }
+        self.live
+            .clusters
+            .retain(|name, _| wants(Kind::Cluster)(name));
+    }
+}
+
+fn same_clusters(a: &[Vec<Backend>], b: &[Vec<Backend>]) -> bool {
+    let same = |a: &Backend, b: &Backend| match (&a.cluster, &b.cluster) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        _ => false,
+    };
+    a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .all(|(a, b)| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)))
+}
+
+/// Service and namespace of a virtual host named `post.blog:80`.
+fn service_of(name: &str) -> (&str, &str) {
+    let host = name.rsplit_once(':').map_or(name, |(host, _)| host);
+    host.split_once('.').unwrap_or((host, ""))
+}

@@ -1,0 +1,825 @@
+//! Every metric of the sidecar, declared once. The help text is the documentation:
+//! `docs/metrics.md` is generated from here.
+
+use std::sync::Arc;
+
+use http::Method;
+use parking_lot::RwLock;
+use prometheus::{
+    Encoder, Gauge, Histogram, IntCounter, IntGauge, Registry, TextEncoder, core::Collector,
+};
+
+use super::{
+    family::{Family, SeriesBudget},
+    stream_info::{Outcome, Side},
+};
+use crate::error::Reason;
+
+const DURATION_BUCKETS: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+const OVERHEAD_BUCKETS: &[f64] = &[
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.1,
+];
+
+const SERVER_REQUEST: &[&str] = &[
+    "port",
+    "route",
+    "client",
+    "client_namespace",
+    "tls",
+    "method",
+    "code",
+    "grpc_code",
+    "outcome",
+    "reason",
+];
+const CLIENT_REQUEST: &[&str] = &[
+    "service",
+    "service_namespace",
+    "route",
+    "backend",
+    "tls",
+    "method",
+    "code",
+    "grpc_code",
+    "outcome",
+    "reason",
+];
+const CLIENT_ROUTE: &[&str] = &["service", "service_namespace", "route", "backend"];
+
+/// How a connection is protected, as metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tls {
+    /// Plaintext.
+    None,
+    /// Mutual TLS.
+    Mtls,
+}
+
+impl Tls {
+    /// The label value.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Mtls => "mtls",
+        }
+    }
+}
+
+/// All families of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    budget: SeriesBudget,
+    server_requests: Family<IntCounter>,
+    server_duration: Family<Histogram>,
+    server_in_flight: Family<IntGauge>,
+    client_requests: Family<IntCounter>,
+    client_duration: Family<Histogram>,
+    client_in_flight: Family<IntGauge>,
+    client_attempts: Family<IntCounter>,
+    client_retries: Family<IntCounter>,
+    overhead: Family<Histogram>,
+    request_bytes: Family<IntCounter>,
+    response_bytes: Family<IntCounter>,
+    tcp_opened: Family<IntCounter>,
+    tcp_closed: Family<IntCounter>,
+    tcp_open: Family<IntGauge>,
+    tcp_received: Family<IntCounter>,
+    tcp_sent: Family<IntCounter>,
+    endpoints: Family<IntGauge>,
+    tls_handshakes: Family<IntCounter>,
+    detections: Family<IntCounter>,
+    identity_renewals: Family<IntCounter>,
+    config_updates: Family<IntCounter>,
+    /// Unix time at which the workload certificate expires; 0 before the first.
+    pub identity_expiration: Gauge,
+    /// 1 while the stream to the control plane is open.
+    pub control_connected: IntGauge,
+    /// 0 while a resource is rejected or a listener cannot be opened.
+    pub config_in_sync: IntGauge,
+    /// Unix time of the last configuration that was applied.
+    pub config_last_applied: Gauge,
+    /// Panics that were caught; each is a bug.
+    pub panics: IntCounter,
+    series: IntGauge,
+    overflow: IntCounter,
+}
+
+impl Metrics {
+    /// Declares everything.
+    ///
+    /// # Panics
+    /// When two metrics have the same name.
+    #[must_use]
+    #[allow(clippy::too_many_lines)] // one line a metric: the table is the documentation
+    pub fn new() -> Arc<Self> {
+        let budget = SeriesBudget::default();
+        let counter =
+            |name, help, labels| Family::<IntCounter>::new(name, help, labels, &[], budget.clone());
+        let gauge =
+            |name, help, labels| Family::<IntGauge>::new(name, help, labels, &[], budget.clone());
+        let histogram = |name, help, labels, buckets| {
+            Family::<Histogram>::new(name, help, labels, buckets, budget.clone())
+        };
+        let plain = |name: &str, help: &str| IntGauge::new(name, help).expect("a constant name");
+        let time = |name: &str, help: &str| Gauge::new(name, help).expect("a constant name");
+        let total = |name: &str, help: &str| IntCounter::new(name, help).expect("a constant name");
+        let metrics = Self {
+            registry: Registry::new(),
+            server_requests: counter(
+                "weft_server_requests_total",
+                "Requests that arrived for the application of this workload.",
+                SERVER_REQUEST,
+            ),
+            server_duration: histogram(
+                "weft_server_request_duration_seconds",
+                "From the head of an inbound request to the last byte of its response.",
+                &["port", "route", "outcome"],
+                DURATION_BUCKETS,
+            ),
+            server_in_flight: gauge(
+                "weft_server_requests_in_flight",
+                "Inbound requests whose response has not ended.",
+                &["port", "route"],
+            ),
+            client_requests: counter(
+                "weft_client_requests_total",
+                "Requests of the application of this workload, after retries: what it experienced.",
+                CLIENT_REQUEST,
+            ),
+            client_duration: histogram(
+                "weft_client_request_duration_seconds",
+                "From the head of an outbound request to the last byte of its response.",
+                &[
+                    "service",
+                    "service_namespace",
+                    "route",
+                    "backend",
+                    "outcome",
+                ],
+                DURATION_BUCKETS,
+            ),
+            client_in_flight: gauge(
+                "weft_client_requests_in_flight",
+                "Outbound requests whose response has not ended.",
+                CLIENT_ROUTE,
+            ),
+            client_attempts: counter(
+                "weft_client_attempts_total",
+                "Tries of outbound requests; more than requests when some were tried again.",
+                &[
+                    "service",
+                    "service_namespace",
+                    "route",
+                    "backend",
+                    "outcome",
+                    "reason",
+                ],
+            ),
+            client_retries: counter(
+                "weft_client_retries_total",
+                "Outbound requests that were tried again: retried, and recovered when that helped.",
+                &["service", "service_namespace", "route", "decision"],
+            ),
+            overhead: histogram(
+                "weft_proxy_overhead_seconds",
+                "Time that the proxy added to a request: its total less the wait for the upstream.",
+                &["side"],
+                OVERHEAD_BUCKETS,
+            ),
+            request_bytes: counter(
+                "weft_request_bytes_total",
+                "Bytes of request bodies. The target is a service (client) or a port (server).",
+                &["side", "target"],
+            ),
+            response_bytes: counter(
+                "weft_response_bytes_total",
+                "Bytes of response bodies. The target is a service (client) or a port (server).",
+                &["side", "target"],
+            ),
+            tcp_opened: counter(
+                "weft_tcp_connections_opened_total",
+                "Opaque TCP connections that were accepted.",
+                &["side", "target", "tls"],
+            ),
+            tcp_closed: counter(
+                "weft_tcp_connections_closed_total",
+                "Opaque TCP connections that have ended; the reason is empty when both sides closed.",
+                &["side", "target", "tls", "reason"],
+            ),
+            tcp_open: gauge(
+                "weft_tcp_connections_open",
+                "Opaque TCP connections now.",
+                &["side", "target", "tls"],
+            ),
+            tcp_received: counter(
+                "weft_tcp_received_bytes_total",
+                "Bytes from the client of opaque TCP connections.",
+                &["side", "target"],
+            ),
+            tcp_sent: counter(
+                "weft_tcp_sent_bytes_total",
+                "Bytes to the client of opaque TCP connections.",
+                &["side", "target"],
+            ),
+            endpoints: gauge(
+                "weft_endpoints",
+                "Endpoints of a service by state: ready, draining or unhealthy.",
+                &["service", "service_namespace", "state"],
+            ),
+            tls_handshakes: counter(
+                "weft_tls_handshakes_total",
+                "TLS handshakes; the result is ok or a reason.",
+                &["side", "result"],
+            ),
+            detections: counter(
+                "weft_protocol_detections_total",
+                "Connections by the protocol that was detected: http1, http2, tls, opaque or timeout.",
+                &["port", "protocol"],
+            ),
+            identity_renewals: counter(
+                "weft_identity_renewals_total",
+                "Certificate signing requests; the result is ok or failed.",
+                &["result"],
+            ),
+            config_updates: counter(
+                "weft_config_updates_total",
+                "Configuration resources from the control plane: applied, removed or rejected.",
+                &["kind", "result"],
+            ),
+            identity_expiration: time(
+                "weft_identity_expiration_timestamp_seconds",
+                "When the workload certificate expires.",
+            ),
+            control_connected: plain(
+                "weft_control_connected",
+                "1 while the stream to the control plane is open.",
+            ),
+            config_in_sync: plain(
+                "weft_config_in_sync",
+                "0 while a resource is rejected or a listener cannot be opened.",
+            ),
+            config_last_applied: time(
+                "weft_config_last_applied_timestamp_seconds",
+                "When configuration was applied last.",
+            ),
+            panics: total(
+                "weft_runtime_panics_total",
+                "Panics that were caught; each is a bug.",
+            ),
+            series: plain("weft_metrics_series", "Series of this process."),
+            overflow: total(
+                "weft_metrics_overflow_total",
+                "Label values that were folded into _other because there were too many series.",
+            ),
+            budget,
+        };
+        metrics.register_all();
+        Arc::new(metrics)
+    }
+
+    fn register_all(&self) {
+        fn add<C: Collector + Clone + 'static>(registry: &Registry, collector: &C) {
+            registry
+                .register(Box::new(collector.clone()))
+                .expect("metric names are unique");
+        }
+        let r = &self.registry;
+        for family in [
+            &self.server_requests,
+            &self.client_requests,
+            &self.client_attempts,
+            &self.client_retries,
+            &self.request_bytes,
+            &self.response_bytes,
+            &self.tcp_opened,
+            &self.tcp_closed,
+            &self.tcp_received,
+            &self.tcp_sent,
+            &self.tls_handshakes,
+            &self.detections,
+            &self.identity_renewals,
+            &self.config_updates,
+        ] {
+            add(r, family);
+        }
+        for family in [&self.server_duration, &self.client_duration, &self.overhead] {
+            add(r, family);
+        }
+        for family in [
+            &self.server_in_flight,
+            &self.client_in_flight,
+            &self.tcp_open,
+            &self.endpoints,
+        ] {
+            add(r, family);
+        }
+        for gauge in [&self.control_connected, &self.config_in_sync, &self.series] {
+            add(r, gauge);
+        }
+        for gauge in [&self.identity_expiration, &self.config_last_applied] {
+            add(r, gauge);
+        }
+        for counter in [&self.panics, &self.overflow] {
+            add(r, counter);
+        }
+        let info = Family::<IntGauge>::new(
+            "weft_build_info",
+            "The version that runs; always 1.",
+            &["version"],
+            &[],
+            self.budget.clone(),
+        );
+        info.child(&[env!("CARGO_PKG_VERSION")]).set(1);
+        add(r, &info);
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        r.register(Box::new(process))
+            .expect("metric names are unique");
+    }
+
+    /// The Prometheus text exposition. Takes milliseconds with many series: not for workers.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.series
+            .set(i64::try_from(self.budget.used()).unwrap_or(i64::MAX));
+        let seen = self.overflow.get();
+        self.overflow
+            .inc_by((self.budget.overflows() as u64).saturating_sub(seen));
+        let mut out = Vec::new();
+        let families = self.registry.gather();
+        if let Err(error) = TextEncoder::new().encode(&families, &mut out) {
+            tracing::error!(%error, "metrics cannot be encoded");
+        }
+        String::from_utf8_lossy(&out).into_owned()
+    }
+
+    /// Drops the endpoint counts of a service that nothing refers to any more.
+    pub fn forget_endpoints(&self, service: &str, namespace: &str) {
+        self.endpoints
+            .retain(|labels| *labels[0] != *service || *labels[1] != *namespace);
+    }
+
+    /// Name, type, help and labels of every metric, for the documentation.
+    #[cfg(test)]
+    pub fn describe(&self) -> Vec<(String, &'static str, String, Vec<String>)> {
+        fn rows<M: super::family::Child>(
+            kind: &'static str,
+            families: &[&Family<M>],
+            out: &mut Vec<(String, &'static str, String, Vec<String>)>,
+        ) {
+            for family in families {
+                for desc in family.desc() {
+                    let labels = desc.variable_labels.clone();
+                    out.push((desc.fq_name.clone(), kind, desc.help.clone(), labels));
+                }
+            }
+        }
+        let mut out = Vec::new();
+        rows(
+            "counter",
+            &[
+                &self.server_requests,
+                &self.client_requests,
+                &self.client_attempts,
+                &self.client_retries,
+                &self.request_bytes,
+                &self.response_bytes,
+                &self.tcp_opened,
+                &self.tcp_closed,
+                &self.tcp_received,
+                &self.tcp_sent,
+                &self.tls_handshakes,
+                &self.detections,
+                &self.identity_renewals,
+                &self.config_updates,
+            ],
+            &mut out,
+        );
+        rows(
+            "histogram",
+            &[&self.server_duration, &self.client_duration, &self.overhead],
+            &mut out,
+        );
+        rows(
+            "gauge",
+            &[
+                &self.server_in_flight,
+                &self.client_in_flight,
+                &self.tcp_open,
+                &self.endpoints,
+            ],
+            &mut out,
+        );
+        let singles: [(&'static str, &dyn Collector); 7] = [
+            ("gauge", &self.control_connected),
+            ("gauge", &self.config_in_sync),
+            ("gauge", &self.series),
+            ("gauge", &self.identity_expiration),
+            ("gauge", &self.config_last_applied),
+            ("counter", &self.panics),
+            ("counter", &self.overflow),
+        ];
+        for (kind, collector) in singles {
+            for desc in collector.desc() {
+                out.push((desc.fq_name.clone(), kind, desc.help.clone(), Vec::new()));
+            }
+        }
+        out.push((
+            "weft_build_info".to_owned(),
+            "gauge",
+            "The version that runs; always 1.".to_owned(),
+            vec!["version".to_owned()],
+        ));
+        out.sort();
+        out
+    }
+
+    /// Handles for inbound requests of one client on one port and route.
+    #[must_use]
+    pub fn server_route(
+        &self,
+        port: &str,
+        route: &str,
+        (client, client_namespace): (&str, &str),
+        tls: Tls,
+    ) -> Arc<RouteMetrics> {
+        let labels = [port, route, client, client_namespace, tls.name()];
+        Arc::new(RouteMetrics {
+            requests: CodeTable::new(&self.server_requests, &labels),
+            success: self
+                .server_duration
+                .child(&[port, route, Outcome::Success.name()]),
+            failure: self
+                .server_duration
+                .child(&[port, route, Outcome::Failure.name()]),
+            in_flight: self.server_in_flight.child(&[port, route]),
+            overhead: self.overhead.child(&[Side::Server.name()]),
+            request_bytes: self.request_bytes.child(&[Side::Server.name(), port]),
+            response_bytes: self.response_bytes.child(&[Side::Server.name(), port]),
+            attempts: None,
+        })
+    }
+
+    /// Handles for outbound requests to one backend of one route.
+    #[must_use]
+    pub fn client_route(
+        &self,
+        (service, namespace): (&str, &str),
+        route: &str,
+        backend: &str,
+        tls: Tls,
+    ) -> Arc<RouteMetrics> {
+        let target = format!("{service}.{namespace}");
+        let edge = [service, namespace, route, backend];
+        let duration = |outcome: Outcome| {
+            self.client_duration
+                .child(&[service, namespace, route, backend, outcome.name()])
+        };
+        let retries = |decision| {
+            self.client_retries
+                .child(&[service, namespace, route, decision])
+        };
+        Arc::new(RouteMetrics {
+            requests: CodeTable::new(
+                &self.client_requests,
+                &[service, namespace, route, backend, tls.name()],
+            ),
+            success: duration(Outcome::Success),
+            failure: duration(Outcome::Failure),
+            in_flight: self.client_in_flight.child(&edge),
+            overhead: self.overhead.child(&[Side::Client.name()]),
+            request_bytes: self.request_bytes.child(&[Side::Client.name(), &target]),
+            response_bytes: self.response_bytes.child(&[Side::Client.name(), &target]),
+            attempts: Some(Attempts {
+                family: self.client_attempts.clone(),
+                labels: edge.map(Box::from),
+                delivered: self.client_attempts.child(&[
+                    service,
+                    namespace,
+                    route,
+                    backend,
+                    Outcome::Success.name(),
+                    "",
+                ]),
+                retried: retries("retried"),
+                recovered: retries("recovered"),
+            }),
+        })
+    }
+
+    /// Handles for opaque TCP connections to one target.
+    #[must_use]
+    pub fn connections(&self, side: Side, target: &str, tls: Tls) -> ConnectionMetrics {
+        let labels = [side.name(), target, tls.name()];
+        ConnectionMetrics {
+            opened: self.tcp_opened.child(&labels),
+            open: self.tcp_open.child(&labels),
+            received: self.tcp_received.child(&[side.name(), target]),
+            sent: self.tcp_sent.child(&[side.name(), target]),
+            closed: self.tcp_closed.clone(),
+            labels: labels.map(Box::from),
+        }
+    }
+
+    /// Publishes the endpoint counts of a service.
+    pub fn set_endpoints(&self, service: &str, namespace: &str, counts: [(&str, usize); 3]) {
+        for (state, count) in counts {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.endpoints
+                .child(&[service, namespace, state])
+                .set(count);
+        }
+    }
+
+    /// Counts a TLS handshake.
+    pub fn tls_handshake(&self, side: Side, result: Result<(), Reason>) {
+        let result = result.map_or_else(Reason::slug, |()| "ok");
+        self.tls_handshakes.child(&[side.name(), result]).inc();
+    }
+
+    /// Counts a detected protocol.
+    pub fn detection(&self, port: &str, protocol: &'static str) {
+        self.detections.child(&[port, protocol]).inc();
+    }
+
+    /// Counts a signing request.
+    pub fn identity_renewal(&self, ok: bool) {
+        self.identity_renewals
+            .child(&[if ok { "ok" } else { "failed" }])
+            .inc();
+    }
+
+    /// Counts a configuration resource.
+    pub fn config_update(&self, kind: &str, result: &str) {
+        self.config_updates.child(&[kind, result]).inc();
+    }
+}
+
+/// Resolved handles of one (client, route) or (route, backend).
+#[derive(Debug)]
+pub struct RouteMetrics {
+    requests: CodeTable,
+    success: Histogram,
+    failure: Histogram,
+    in_flight: IntGauge,
+    overhead: Histogram,
+    request_bytes: IntCounter,
+    response_bytes: IntCounter,
+    attempts: Option<Attempts>,
+}
+
+#[derive(Debug)]
+struct Attempts {
+    family: Family<IntCounter>,
+    labels: [Box<str>; 4],
+    delivered: IntCounter,
+    retried: IntCounter,
+    recovered: IntCounter,
+}
+
+/// What a finished request is counted under.
+#[derive(Clone, Copy, Debug)]
+pub struct Finished<'a> {
+    /// The method; unusual ones are counted as `_other`.
+    pub method: &'a Method,
+    /// The status that the client got; 0 if none.
+    pub code: u16,
+    /// The gRPC status, of gRPC calls.
+    pub grpc_code: Option<u8>,
+    /// Success, failure or denied.
+    pub outcome: Outcome,
+    /// Why, if the mesh decided.
+    pub reason: Reason,
+    /// Head in to last byte out, seconds.
+    pub seconds: f64,
+    /// The part of it that the proxy added, seconds.
+    pub overhead: f64,
+}
+
+impl RouteMetrics {
+    /// A request has begun.
+    pub fn begin(&self) {
+        self.in_flight.inc();
+    }
+
+    /// A request has ended.
+    pub fn finish(&self, done: &Finished<'_>) {
+        self.in_flight.dec();
+        self.requests.counter(done).inc();
+        match done.outcome {
+            Outcome::Success => self.success.observe(done.seconds),
+            Outcome::Failure | Outcome::Denied => self.failure.observe(done.seconds),
+        }
+        self.overhead.observe(done.overhead);
+    }
+
+    /// One try has ended; the reason is [`Reason::None`] when an answer came.
+    pub fn attempt(&self, reason: Reason) {
+        let Some(attempts) = &self.attempts else {
+            return;
+        };
+        if reason == Reason::None {
+            attempts.delivered.inc();
+            return;
+        }
+        let [service, namespace, route, backend] = &attempts.labels;
+        let outcome = Outcome::Failure.name();
+        let labels = [
+            &**service,
+            namespace,
+            route,
+            backend,
+            outcome,
+            reason.slug(),
+        ];
+        attempts.family.child(&labels).inc();
+    }
+
+    /// A request is tried again.
+    pub fn retried(&self) {
+        if let Some(attempts) = &self.attempts {
+            attempts.retried.inc();
+        }
+    }
+
+    /// A request that was tried again got its answer.
+    pub fn recovered(&self) {
+        if let Some(attempts) = &self.attempts {
+            attempts.recovered.inc();
+        }
+    }
+
+    /// The counter of request body bytes.
+    #[must_use]
+    pub fn request_bytes(&self) -> &IntCounter {
+        &self.request_bytes
+    }
+
+    /// The counter of response body bytes.
+    #[must_use]
+    pub fn response_bytes(&self) -> &IntCounter {
+        &self.response_bytes
+    }
+}
+
+/// The request counters of one handle, by what is only known at the end. A handful of
+/// combinations occur, so a scan beats a map.
+#[derive(Debug)]
+struct CodeTable {
+    family: Family<IntCounter>,
+    labels: [Box<str>; 5],
+    known: RwLock<Vec<(u64, IntCounter)>>,
+}
+
+impl CodeTable {
+    fn new(family: &Family<IntCounter>, labels: &[&str; 5]) -> Self {
+        Self {
+            family: family.clone(),
+            labels: labels.map(Box::from),
+            known: RwLock::default(),
+        }
+    }
+
+    fn counter(&self, done: &Finished<'_>) -> IntCounter {
+        let method = method_label(done.method);
+        let key = u64::from(done.code)
+            | u64::from(done.grpc_code.map_or(0xff, |code| code.min(0xfe))) << 16
+            | (done.outcome as u64) << 24
+            | (done.reason as u64) << 32
+            | (method.0 as u64) << 40;
+        let known = self
+            .known
+            .read()
+            .iter()
+            .find(|(k, _)| *k == key)
+            .map(|(_, c)| c.clone());
+        known.unwrap_or_else(|| self.add(key, method.1, done))
+    }
+
+    #[cold]
+    fn add(&self, key: u64, method: &str, done: &Finished<'_>) -> IntCounter {
+        let code = done.code.to_string();
+        let grpc_code = done
+            .grpc_code
+            .map(|code| code.to_string())
+            .unwrap_or_default();
+        let [a, b, c, d, e] = &self.labels;
+        let counter = self.family.child(&[
+            a,
+            b,
+            c,
+            d,
+            e,
+            method,
+            &code,
+            &grpc_code,
+            done.outcome.name(),
+            done.reason.slug(),
+        ]);
+        self.known.write().push((key, counter.clone()));
+        counter
+    }
+}
+
+fn method_label(method: &Method) -> (usize, &'static str) {
+    const KNOWN: [(&Method, &str); 9] = [
+        (&Method::GET, "GET"),
+        (&Method::POST, "POST"),
+        (&Method::PUT, "PUT"),
+        (&Method::DELETE, "DELETE"),
+        (&Method::HEAD, "HEAD"),
+        (&Method::OPTIONS, "OPTIONS"),
+        (&Method::PATCH, "PATCH"),
+        (&Method::CONNECT, "CONNECT"),
+        (&Method::TRACE, "TRACE"),
+    ];
+    KNOWN
+        .iter()
+        .position(|(known, _)| *known == method)
+        .map_or((KNOWN.len(), super::family::OTHER), |index| {
+            (index, KNOWN[index].1)
+        })
+}
+
+/// Resolved handles for opaque TCP connections.
+#[derive(Clone, Debug)]
+pub struct ConnectionMetrics {
+    opened: IntCounter,
+    open: IntGauge,
+    received: IntCounter,
+    sent: IntCounter,
+    closed: Family<IntCounter>,
+    labels: [Box<str>; 3],
+}
+
+impl ConnectionMetrics {
+    /// A connection was accepted.
+    pub fn opened(&self) {
+        self.opened.inc();
+        self.open.inc();
+    }
+
+    /// It has ended.
+    pub fn closed(&self, reason: Reason) {
+        self.open.dec();
+        let [side, target, tls] = &self.labels;
+        self.closed.child(&[side, target, tls, reason.slug()]).inc();
+    }
+
+    /// Bytes from the client.
+    #[must_use]
+    pub fn received(&self) -> &IntCounter {
+        &self.received
+    }
+
+    /// Bytes to the client.
+    #[must_use]
+    pub fn sent(&self) -> &IntCounter {
+        &self.sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::{Finished, Metrics, Tls};
+    use crate::{error::Reason, telemetry::Outcome};
+
+    #[test]
+    fn a_finished_request_shows_in_the_exposition() {
+        let metrics = Metrics::new();
+        let route = metrics.client_route(("post", "blog"), "blog/post#0", "post-v2", Tls::Mtls);
+        for reason in [Reason::None, Reason::None, Reason::ConnectRefused] {
+            route.begin();
+            let failed = reason != Reason::None;
+            route.finish(&Finished {
+                method: &Method::GET,
+                code: if failed { 502 } else { 200 },
+                grpc_code: None,
+                outcome: if failed {
+                    Outcome::Failure
+                } else {
+                    Outcome::Success
+                },
+                reason,
+                seconds: 0.002,
+                overhead: 0.000_2,
+            });
+        }
+        let text = metrics.render();
+        let wanted = "weft_client_requests_total{service=\"post\",service_namespace=\"blog\",\
+            route=\"blog/post#0\",backend=\"post-v2\",tls=\"mtls\",method=\"GET\",code=\"200\",\
+            grpc_code=\"\",outcome=\"success\",reason=\"\"} 2";
+        assert!(text.contains(wanted), "{text}");
+        assert!(text.contains(
+            "code=\"502\",grpc_code=\"\",outcome=\"failure\",reason=\"connect_refused\"} 1"
+        ));
+        assert!(text.contains("weft_client_requests_in_flight{service=\"post\",service_namespace=\"blog\",route=\"blog/post#0\",backend=\"post-v2\"} 0"));
+        assert!(text.contains("weft_build_info"));
+        assert!(text.contains("process_resident_memory_bytes"));
+    }
+}

@@ -1,0 +1,9 @@
+//! From a destination to a live connection, and one request on it.
+
+mod connect;
+mod pool;
+mod send;
+
+pub use connect::{Connector, Dest, TlsTarget};
+pub use pool::{Lease, Pool};
+pub use send::{Failed, Protocol, send, target};

@@ -1,0 +1,241 @@
+//! HOT. The connections to one endpoint: a stack of idle HTTP/1.1 connections, and HTTP/2
+//! connections shared by their streams. A pool lives in its endpoint, so the connections of
+//! a removed endpoint end with their last stream.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::connect::{Connector, Dest};
+use crate::{
+    body::Body,
+    config::AppProtocol,
+    error::{Error, Reason},
+    io::Io,
+};
+
+/// Idle HTTP/1.1 connections that are kept; more are closed when they come back.
+const MAX_IDLE: usize = 1024;
+/// Shorter than the usual keep-alive of servers, so that we close first.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
+/// Streams on one HTTP/2 connection before another one is opened.
+const STREAMS_PER_CONNECTION: u32 = 100;
+/// One stalled stream must not stop the others: 16 stream windows fit.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
+const MAX_HEADER_LIST: u32 = 64 * 1024;
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The connections of one worker to one endpoint.
+#[derive(Debug, Default)]
+pub struct Pool {
+    closed: AtomicBool,
+    idle: Mutex<Vec<Idle>>,
+    shared: Mutex<Vec<Arc<Shared>>>,
+    /// Held while an HTTP/2 connection is opened, so that a burst opens one.
+    opening: tokio::sync::Mutex<()>,
+    /// Failed attempts to open an HTTP/2 connection.
+    failures: AtomicU64,
+    last_failure: Mutex<Option<Error>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    send: http1::SendRequest<Body>,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct Shared {
+    send: http2::SendRequest<Body>,
+    streams: AtomicU32,
+}
+
+/// A connection in use by one request.
+#[derive(Debug)]
+pub enum Lease {
+    /// Exclusive, until the response has ended.
+    Http1(http1::SendRequest<Body>),
+    /// One stream of a shared connection.
+    Http2 {
+        /// Counts the stream until it is dropped.
+        _stream: StreamGuard,
+    },
+}
+
+/// Counts one stream of a shared connection until it is dropped.
+#[derive(Debug)]
+pub struct StreamGuard(Arc<Shared>);
+
+impl StreamGuard {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.streams.fetch_add(1, Ordering::Relaxed);
+        Self(shared.clone())
+    }
+
+    /// A sender for one request.
+    pub(super) fn sender(&self) -> http2::SendRequest<Body> {
+        self.0.send.clone()
+    }
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Pool {
+    /// An idle HTTP/1.1 connection, the one used last; dead ones on the way are dropped.
+    pub(super) fn take_idle(&self) -> Option<http1::SendRequest<Body>> {
+        let mut idle = self.idle.lock();
+        while let Some(Idle { send, .. }) = idle.pop() {
+            if send.is_ready() {
+                return Some(send);
+            }
+        }
+        None
+    }
+
+    /// Gives an HTTP/1.1 connection back after its response has ended.
+    pub fn give_back(&self, send: http1::SendRequest<Body>) {
+        if send.is_closed() || self.closed.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut idle = self.idle.lock();
+        if idle.len() < MAX_IDLE {
+            idle.push(Idle {
+                send,
+                since: Instant::now(),
+            });
+        }
+    }
+
+    /// Opens an HTTP/1.1 connection.
+    pub(super) async fn open_http1(
+        connector: &Connector,
+        dest: &Dest,
+    ) -> Result<http1::SendRequest<Body>, Error> {
+        let io = connector.connect(dest, AppProtocol::Http1).await?;
+        let (send, connection) = http1::Builder::new()
+            .preserve_header_case(true)
+            .max_headers(256)
+            .handshake(TokioIo::new(io))
+            .await
+            .map_err(|error| Error::new(Reason::PeerClosed, error.to_string()))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "upstream connection ended");
+            }
+        });
+        Ok(send)
+    }
+
+    /// A stream on a shared HTTP/2 connection; opens one if none has room.
+    pub(super) async fn http2(
+        &self,
+        connector: &Connector,
+        dest: &Dest,
+    ) -> Result<StreamGuard, Error> {
+        if let Some(guard) = self.shared_stream() {
+            return Ok(guard);
+        }
+        let failures = self.failures.load(Ordering::Relaxed);
+        let _opening = self.opening.lock().await;
+        if let Some(guard) = self.shared_stream() {
+            return Ok(guard);
+        }
+        // Whoever waited while an attempt failed shares its failure: no line of timeouts.
+        if self.failures.load(Ordering::Relaxed) != failures
+            && let Some(error) = self.last_failure.lock().clone()
+        {
+            return Err(error);
+        }
+        match open_http2(connector, dest).await {
+            Ok(send) => {
+                let shared = Arc::new(Shared {
+                    send,
+                    streams: AtomicU32::new(0),
+                });
+                let guard = StreamGuard::new(&shared);
+                self.shared.lock().push(shared);
+                Ok(guard)
+            }
+            Err(error) => {
+                *self.last_failure.lock() = Some(error.clone());
+                self.failures.fetch_add(1, Ordering::Relaxed);
+                Err(error)
+            }
+        }
+    }
+
+    fn shared_stream(&self) -> Option<StreamGuard> {
+        let mut shared = self.shared.lock();
+        shared.retain(|connection| !connection.send.is_closed());
+        shared
+            .iter()
+            .find(|connection| connection.streams.load(Ordering::Relaxed) < STREAMS_PER_CONNECTION)
+            .map(StreamGuard::new)
+    }
+
+    /// Takes a connection out of use that told us to go away.
+    pub(super) fn forget(&self, guard: &StreamGuard) {
+        self.shared
+            .lock()
+            .retain(|connection| !Arc::ptr_eq(connection, &guard.0));
+    }
+
+    /// Closes connections that have been idle for too long. Called every few seconds.
+    pub fn sweep(&self, now: Instant) {
+        self.idle
+            .lock()
+            .retain(|idle| !idle.send.is_closed() && now.duration_since(idle.since) < IDLE_TIMEOUT);
+        self.shared
+            .lock()
+            .retain(|connection| !connection.send.is_closed());
+    }
+
+    /// Closes what is idle now and keeps nothing from here on: the endpoint is leaving.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.idle.lock().clear();
+        self.shared.lock().clear();
+    }
+
+    /// Undoes [`Self::close`]: the endpoint is back.
+    pub fn reopen(&self) {
+        self.closed.store(false, Ordering::Relaxed);
+    }
+}
+
+async fn open_http2(connector: &Connector, dest: &Dest) -> Result<http2::SendRequest<Body>, Error> {
+    let io: Io = connector.connect(dest, AppProtocol::Http2).await?;
+    let (send, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        // Cancelled calls reset streams; too many must not end the connection of others.
+        .max_local_error_reset_streams(None)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|error| Error::new(Reason::PeerProtocolError, error.to_string()))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "upstream connection ended");
+        }
+    });
+    Ok(send)
+}

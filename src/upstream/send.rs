@@ -1,0 +1,210 @@
+//! HOT. One request on one connection. Says exactly whether a request that failed can have
+//! reached the application: what was never sent may be sent elsewhere, whatever its method.
+
+use http::{Request, Response, Uri, Version, uri::Scheme};
+use hyper::body::Incoming;
+
+use super::{
+    connect::{Connector, Dest},
+    pool::{Lease, Pool},
+};
+use crate::{
+    body::Body,
+    error::{Error, Reason},
+};
+
+/// What is spoken to the endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1, one request at a time on a pooled connection.
+    Http1,
+    /// HTTP/2, streams of shared connections.
+    Http2,
+}
+
+/// A request without an answer.
+#[derive(Debug)]
+pub struct Failed {
+    /// Why.
+    pub error: Error,
+    /// The request, if not one byte of it can have been processed.
+    pub unsent: Option<Request<Body>>,
+}
+
+/// Sends a request and waits for the head of the answer. Dropping the future resets the
+/// stream (HTTP/2) or closes the connection (HTTP/1.1).
+///
+/// # Errors
+/// With the reason; see [`Failed::unsent`].
+pub async fn send(
+    connector: &Connector,
+    dest: &Dest,
+    pool: &Pool,
+    protocol: Protocol,
+    req: Request<Body>,
+) -> Result<(Response<Incoming>, Lease), Failed> {
+    match protocol {
+        Protocol::Http1 => send_http1(connector, dest, pool, req).await,
+        Protocol::Http2 => send_http2(connector, dest, pool, req).await,
+    }
+}
+
+async fn send_http1(
+    connector: &Connector,
+    dest: &Dest,
+    pool: &Pool,
+    mut req: Request<Body>,
+) -> Result<(Response<Incoming>, Lease), Failed> {
+    loop {
+        let idle = pool.take_idle();
+        let reused = idle.is_some();
+        let mut sender = match idle {
+            Some(sender) => sender,
+            None => match Pool::open_http1(connector, dest).await {
+                Ok(sender) => sender,
+                Err(error) => {
+                    return Err(Failed {
+                        error,
+                        unsent: Some(req),
+                    });
+                }
+            },
+        };
+        match sender.try_send_request(req).await {
+            Ok(response) => return Ok((response, Lease::Http1(sender))),
+            Err(mut failed) => match failed.take_message() {
+                // The kept connection died while idle: the next one, or a new one.
+                Some(unsent) if reused => req = unsent,
+                Some(unsent) => {
+                    return Err(Failed {
+                        error: reason_of(failed.error()),
+                        unsent: Some(unsent),
+                    });
+                }
+                None => {
+                    return Err(Failed {
+                        error: reason_of(failed.error()),
+                        unsent: None,
+                    });
+                }
+            },
+        }
+    }
+}
+
+async fn send_http2(
+    connector: &Connector,
+    dest: &Dest,
+    pool: &Pool,
+    mut req: Request<Body>,
+) -> Result<(Response<Incoming>, Lease), Failed> {
+    *req.version_mut() = Version::HTTP_2;
+    // A connection that is going away gives its unsent requests back; a fresh one takes them.
+    let mut moved = 0;
+    loop {
+        let guard = match pool.http2(connector, dest).await {
+            Ok(guard) => guard,
+            Err(error) => {
+                return Err(Failed {
+                    error,
+                    unsent: Some(req),
+                });
+            }
+        };
+        match guard.sender().try_send_request(req).await {
+            Ok(response) => return Ok((response, Lease::Http2 { _stream: guard })),
+            Err(mut failed) => match failed.take_message() {
+                Some(unsent) if moved < 2 => {
+                    pool.forget(&guard);
+                    moved += 1;
+                    req = unsent;
+                }
+                unsent => {
+                    return Err(Failed {
+                        error: reason_of(failed.error()),
+                        unsent,
+                    });
+                }
+            },
+        }
+    }
+}
+
+/// The reason of a failure after the connection was made.
+fn reason_of(error: &hyper::Error) -> Error {
+    let text = text_of(error);
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(h2) = error.downcast_ref::<h2::Error>() {
+            let reason = if h2.is_reset() {
+                Reason::PeerReset
+            } else if h2.is_go_away() || h2.is_io() {
+                Reason::PeerClosed
+            } else {
+                Reason::PeerProtocolError
+            };
+            return Error::new(reason, text);
+        }
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            let reason = match io.kind() {
+                std::io::ErrorKind::ConnectionReset => Reason::PeerReset,
+                _ => Reason::PeerClosed,
+            };
+            return Error::new(reason, text);
+        }
+        cause = error.source();
+    }
+    let reason = if error.is_parse() || error.is_parse_status() || error.is_parse_too_large() {
+        Reason::PeerProtocolError
+    } else {
+        Reason::PeerClosed
+    };
+    Error::new(reason, text)
+}
+
+/// An error with all that caused it.
+fn text_of(error: &hyper::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// The target in the form that the protocol wants: origin form for HTTP/1.1, with scheme and
+/// authority for HTTP/2.
+///
+/// # Errors
+/// [`Reason::ClientProtocolError`] when they do not make a target.
+pub fn target(uri: Uri, protocol: Protocol, authority: Option<&str>) -> Result<Uri, Error> {
+    let bad = |e: http::uri::InvalidUriParts| {
+        Error::new(
+            Reason::ClientProtocolError,
+            format!("the request target: {e}"),
+        )
+    };
+    let mut parts = uri.into_parts();
+    match protocol {
+        Protocol::Http1 => {
+            parts.scheme = None;
+            parts.authority = None;
+        }
+        Protocol::Http2 => {
+            parts.scheme = Some(Scheme::HTTP);
+            let authority = authority.unwrap_or_default();
+            parts.authority = Some(authority.parse().map_err(|_| {
+                Error::new(
+                    Reason::ClientProtocolError,
+                    format!("`{authority}` is no authority"),
+                )
+            })?);
+        }
+    }
+    if parts.path_and_query.is_none() {
+        parts.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
+    }
+    Uri::from_parts(parts).map_err(bad)
+}

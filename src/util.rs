@@ -1,0 +1,134 @@
+//! Small things that everything may use: a counting random generator and a one-way gate.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::task::AtomicWaker;
+use tokio::time::Sleep;
+
+/// A SplitMix64 generator over an atomic counter: shared without a lock, and the same seed
+/// gives the same sequence. Not for secrets.
+#[derive(Debug)]
+pub struct Rng(AtomicU64);
+
+impl Rng {
+    /// A generator with this seed.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self(AtomicU64::new(seed))
+    }
+
+    /// The next number, uniform over all of `u64`.
+    pub fn next(&self) -> u64 {
+        const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+        // Relaxed: only uniqueness of the counter value matters.
+        let mut z = self
+            .0
+            .fetch_add(GAMMA, Ordering::Relaxed)
+            .wrapping_add(GAMMA);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+#[derive(Debug, Default)]
+struct GateState {
+    open: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// Opens a [`Gate`] from elsewhere.
+#[derive(Clone, Debug)]
+pub struct Opener(Arc<GateState>);
+
+impl Opener {
+    /// Opens the gate for good.
+    pub fn open(&self) {
+        self.0.open.store(true, Ordering::Release);
+        self.0.waker.wake();
+    }
+}
+
+/// Closed until opened, or until its time is up.
+#[derive(Debug)]
+pub struct Gate {
+    state: Arc<GateState>,
+    fallback: Pin<Box<Sleep>>,
+}
+
+impl Gate {
+    /// A closed gate that opens by itself after `fallback`.
+    #[must_use]
+    pub fn new(fallback: Duration) -> (Self, Opener) {
+        let state = Arc::new(GateState::default());
+        let gate = Self {
+            state: state.clone(),
+            fallback: Box::pin(tokio::time::sleep(fallback)),
+        };
+        (gate, Opener(state))
+    }
+
+    /// Ready once the gate is open.
+    pub fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.state.open.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        self.state.waker.register(cx.waker());
+        if self.state.open.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        if self.fallback.as_mut().poll(cx).is_ready() {
+            self.state.open.store(true, Ordering::Release);
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, time::Duration};
+
+    use super::{Gate, Rng};
+
+    #[test]
+    fn the_same_seed_gives_the_same_sequence() {
+        let (a, b) = (Rng::new(7), Rng::new(7));
+        let from_a: Vec<u64> = (0..8).map(|_| a.next()).collect();
+        let from_b: Vec<u64> = (0..8).map(|_| b.next()).collect();
+        assert_eq!(from_a, from_b);
+        assert_ne!(from_a[0], from_a[1]);
+    }
+
+    #[test]
+    fn numbers_spread_evenly() {
+        let rng = Rng::new(1);
+        let mut counts = [0_u32; 8];
+        for _ in 0..8_000 {
+            counts[(rng.next() % 8) as usize] += 1;
+        }
+        assert!(
+            counts.iter().all(|n| (850..1_150).contains(n)),
+            "{counts:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gate_opens_by_hand_or_by_time() {
+        let (mut gate, opener) = Gate::new(Duration::from_secs(1));
+        opener.open();
+        poll_fn(|cx| gate.poll_open(cx)).await;
+        let started = tokio::time::Instant::now();
+        let (mut gate, _opener) = Gate::new(Duration::from_secs(1));
+        poll_fn(|cx| gate.poll_open(cx)).await;
+        assert_eq!(started.elapsed().as_secs(), 1);
+    }
+}

@@ -1,1 +1,51 @@
-//! .
+//! The Weft control plane: Gateway API documents in, Envoy xDS v3 and SPIFFE certificates out.
+//!
+//! * [`source`] reads documents; [`config`] is their form, [`model`] what they mean.
+//! * [`translate`] turns a mesh into xDS resources; [`cache`] keeps them encoded.
+//! * [`ads`] tells sidecars; [`identity`] signs their certificates, [`token`] lets them join.
+//! * [`connection`] is TLS and who is at the other end; [`clients`] who is connected.
+//! * [`app`] puts it all together; [`metrics`] and the admin pages show what it does.
+
+mod admin;
+pub mod ads;
+pub mod app;
+pub mod cache;
+pub mod clients;
+pub mod config;
+pub mod connection;
+pub mod identity;
+pub mod metrics;
+pub mod model;
+pub mod source;
+mod storage;
+pub mod token;
+pub mod translate;
+
+use std::time::SystemTime;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// The namespace of the control plane's own identity.
+pub const CONTROL_NAMESPACE: &str = "weft-system";
+/// The service account of the control plane's own identity.
+pub const CONTROL_SERVICE_ACCOUNT: &str = "weft-control";
+
+/// Bytes as lower-case hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+            text
+        })
+}
+
+/// A moment as in RFC 3339, in UTC.
+pub(crate) fn stamp(time: SystemTime) -> String {
+    OffsetDateTime::from(time)
+        .format(&Rfc3339)
+        .unwrap_or_else(|_| "unknown".to_owned())
+}

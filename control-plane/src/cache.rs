@@ -1,0 +1,415 @@
+//! What the streams read: immutable snapshots of the mesh with encoded resources.
+//!
+//! A [`Snapshot`] builds each resource on first use and keeps its bytes for every client
+//! that may share them, so what is mesh-wide is encoded once. [`Snapshots`] holds the
+//! current one, wakes the streams when it is replaced, and knows which workloads drain.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use prost::Message;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use weft_api::envoy::config::listener::v3::{Listener, filter::ConfigType};
+use weft_api::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, http_connection_manager::RouteSpecifier,
+};
+use weft_api::{Kind, any};
+
+use crate::ads::View;
+use crate::model::Mesh;
+use crate::storage;
+use crate::translate::{self, Context, Node, Scope};
+
+/// A workload: its namespace and its name.
+pub type Workload = (String, String);
+
+/// One resource as it goes over the wire.
+#[derive(Debug)]
+pub struct Encoded {
+    /// The first 8 bytes of the SHA-256 of the body.
+    pub version: u64,
+    /// The encoded message, without its `Any`.
+    pub body: Bytes,
+    /// The route tables that a Listener refers to; empty for other kinds.
+    pub routes: Box<[String]>,
+}
+
+impl Encoded {
+    /// Encodes nothing: takes the bytes of a resource and derives the rest.
+    #[must_use]
+    pub fn new(kind: Kind, body: Vec<u8>) -> Self {
+        let digest = Sha256::digest(&body);
+        let mut version = [0; 8];
+        version.copy_from_slice(&digest[..8]);
+        let routes = match kind {
+            Kind::Listener => route_names(&body),
+            _ => Vec::new(),
+        };
+        Self {
+            version: u64::from_be_bytes(version),
+            body: body.into(),
+            routes: routes.into(),
+        }
+    }
+
+    /// The version as clients see it: 16 hexadecimal digits.
+    #[must_use]
+    pub fn version_text(&self) -> String {
+        format!("{:016x}", self.version)
+    }
+
+    /// Reads a version that [`Self::version_text`] wrote; `None` for any other text.
+    #[must_use]
+    pub fn parse_version(text: &str) -> Option<u64> {
+        let well_formed = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        well_formed
+            .then(|| u64::from_str_radix(text, 16).ok())
+            .flatten()
+    }
+}
+
+fn route_names(listener: &[u8]) -> Vec<String> {
+    let Ok(listener) = Listener::decode(listener) else {
+        return Vec::new();
+    };
+    let chains = listener
+        .filter_chains
+        .iter()
+        .chain(&listener.default_filter_chain);
+    let configs = chains
+        .flat_map(|chain| &chain.filters)
+        .filter_map(|filter| match &filter.config_type {
+            Some(ConfigType::TypedConfig(config)) => Some(config),
+            _ => None,
+        });
+    let mut names: Vec<String> = configs
+        .filter_map(|config| any::unpack::<HttpConnectionManager>(config).ok())
+        .filter_map(|hcm| match hcm.route_specifier {
+            Some(RouteSpecifier::Rds(rds)) => Some(rds.route_config_name),
+            _ => None,
+        })
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Encoded resources by audience (empty, a namespace, or `namespace/workload`) and name.
+/// Absent resources are not kept: their names come from clients.
+type Memo = RwLock<HashMap<String, HashMap<String, Arc<Encoded>>>>;
+
+/// The mesh at one moment. Immutable but for the memo.
+pub struct Snapshot {
+    generation: u64,
+    published: Instant,
+    mesh: Arc<Mesh>,
+    roots_pem: Arc<str>,
+    draining: Arc<BTreeSet<Workload>>,
+    memo: [Arc<Memo>; Kind::ALL.len()],
+}
+
+impl Snapshot {
+    /// The first snapshot, of generation 1.
+    #[must_use]
+    pub fn new(mesh: Arc<Mesh>, roots_pem: Arc<str>, draining: BTreeSet<Workload>) -> Self {
+        Self {
+            generation: 1,
+            published: Instant::now(),
+            mesh,
+            roots_pem,
+            draining: Arc::new(draining),
+            memo: std::array::from_fn(|_| Arc::default()),
+        }
+    }
+
+    fn with_mesh(&self, mesh: Arc<Mesh>, draining: BTreeSet<Workload>) -> Self {
+        Self {
+            generation: self.generation + 1,
+            published: Instant::now(),
+            mesh,
+            roots_pem: self.roots_pem.clone(),
+            draining: Arc::new(draining),
+            memo: std::array::from_fn(|_| Arc::default()),
+        }
+    }
+
+    /// Only endpoints depend on what drains: the bytes of all other kinds are kept.
+    fn with_draining(&self, draining: BTreeSet<Workload>) -> Self {
+        let mut memo = self.memo.clone();
+        memo[Kind::Endpoint as usize] = Arc::default();
+        Self {
+            generation: self.generation + 1,
+            published: Instant::now(),
+            mesh: self.mesh.clone(),
+            roots_pem: self.roots_pem.clone(),
+            draining: Arc::new(draining),
+            memo,
+        }
+    }
+
+    /// The number of this snapshot, from 1.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// When it replaced the one before it.
+    #[must_use]
+    pub fn published(&self) -> Instant {
+        self.published
+    }
+
+    /// What it is a snapshot of.
+    #[must_use]
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// The workloads whose endpoints are published as draining.
+    #[must_use]
+    pub fn draining(&self) -> &BTreeSet<Workload> {
+        &self.draining
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context {
+            mesh: &self.mesh,
+            roots_pem: &self.roots_pem,
+            draining: &self.draining,
+        }
+    }
+}
+
+/// One node's look at one snapshot.
+pub struct NodeView {
+    snapshot: Arc<Snapshot>,
+    namespace: String,
+    workload: String,
+    key: String,
+}
+
+impl NodeView {
+    /// The view of the workload `namespace/workload`, whether or not it has a document.
+    #[must_use]
+    pub fn new(snapshot: Arc<Snapshot>, namespace: &str, workload: &str) -> Self {
+        Self {
+            snapshot,
+            namespace: namespace.to_owned(),
+            workload: workload.to_owned(),
+            key: format!("{namespace}/{workload}"),
+        }
+    }
+
+    /// The snapshot looked at.
+    #[must_use]
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Looks at another snapshot.
+    pub fn replace(&mut self, snapshot: Arc<Snapshot>) {
+        self.snapshot = snapshot;
+    }
+
+    fn node(&self) -> Node<'_> {
+        Node {
+            namespace: &self.namespace,
+            workload: &self.workload,
+        }
+    }
+}
+
+impl View for NodeView {
+    fn generation(&self) -> u64 {
+        self.snapshot.generation
+    }
+
+    fn wildcard(&self, kind: Kind) -> Vec<String> {
+        translate::wildcard(&self.snapshot.context(), &self.node(), kind)
+    }
+
+    fn resource(&self, kind: Kind, name: &str) -> Option<Arc<Encoded>> {
+        let audience = match translate::scope(kind, name) {
+            Scope::Mesh => "",
+            Scope::Namespace => &self.namespace,
+            Scope::Node => &self.key,
+        };
+        let memo = &self.snapshot.memo[kind as usize];
+        let known = memo
+            .read()
+            .get(audience)
+            .and_then(|names| names.get(name))
+            .cloned();
+        if known.is_some() {
+            return known;
+        }
+        let built = translate::resource(&self.snapshot.context(), &self.node(), kind, name)?;
+        let encoded = Arc::new(Encoded::new(kind, built.body));
+        memo.write()
+            .entry(audience.to_owned())
+            .or_default()
+            .insert(name.to_owned(), encoded.clone());
+        Some(encoded)
+    }
+}
+
+/// The current snapshot, and who is connected.
+///
+/// Cheap to clone; all clones are the same. Writers serialize on the lock of `presence`,
+/// readers never take it.
+#[derive(Clone)]
+pub struct Snapshots {
+    current: watch::Sender<Arc<Snapshot>>,
+    presence: Arc<Mutex<Presence>>,
+}
+
+/// How many streams each workload has, and where what drains is stored.
+struct Presence {
+    streams: HashMap<Workload, usize>,
+    file: Option<PathBuf>,
+}
+
+impl Presence {
+    fn store(&self, draining: &BTreeSet<Workload>) {
+        let Some(file) = &self.file else { return };
+        let written = serde_json::to_vec(draining)
+            .map_err(std::io::Error::from)
+            .and_then(|bytes| storage::write_atomically(file, &bytes));
+        if let Err(error) = written {
+            tracing::warn!(file = %file.display(), %error, "cannot store which workloads drain: a restart forgets it");
+        }
+    }
+}
+
+impl Snapshots {
+    /// Starts with a mesh. `data`, if given, is the directory that remembers across restarts
+    /// which workloads drain.
+    #[must_use]
+    pub fn new(mesh: Mesh, roots_pem: &str, data: Option<&Path>) -> Self {
+        let file = data.map(|data| data.join(DRAINING_FILE));
+        let draining = file.as_deref().map(load_draining).unwrap_or_default();
+        let first = Snapshot::new(Arc::new(mesh), roots_pem.into(), draining);
+        Self {
+            current: watch::Sender::new(Arc::new(first)),
+            presence: Arc::new(Mutex::new(Presence {
+                streams: HashMap::new(),
+                file,
+            })),
+        }
+    }
+
+    /// The current snapshot.
+    #[must_use]
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.current.borrow().clone()
+    }
+
+    /// Follows the snapshots; only the latest matters.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.current.subscribe()
+    }
+
+    /// Replaces the mesh. Returns whether that is a change; an equal mesh wakes nobody.
+    pub fn publish(&self, mesh: Mesh) -> bool {
+        let presence = self.presence.lock();
+        let current = self.current();
+        if *current.mesh == mesh {
+            return false;
+        }
+        // What has no document any more has no endpoint that could drain.
+        let mut draining = (*current.draining).clone();
+        draining.retain(|(namespace, name)| mesh.workload(namespace, name).is_some());
+        presence.store(&draining);
+        let next = current.with_mesh(Arc::new(mesh), draining);
+        self.current.send_replace(Arc::new(next));
+        true
+    }
+
+    /// Notes that a workload opened a stream: it no longer drains. The guard notes the end.
+    #[must_use]
+    pub fn connected(&self, namespace: &str, workload: &str) -> Connected {
+        let workload = (namespace.to_owned(), workload.to_owned());
+        let mut presence = self.presence.lock();
+        *presence.streams.entry(workload.clone()).or_default() += 1;
+        self.edit_draining(&presence, |draining| draining.remove(&workload));
+        drop(presence);
+        Connected {
+            snapshots: self.clone(),
+            workload,
+            clean: false,
+        }
+    }
+
+    fn disconnected(&self, workload: &Workload, clean: bool) {
+        let mut presence = self.presence.lock();
+        let left = presence.streams.get_mut(workload).map_or(0, |count| {
+            *count -= 1;
+            *count
+        });
+        if left > 0 {
+            return;
+        }
+        presence.streams.remove(workload);
+        let known = self
+            .current()
+            .mesh
+            .workload(&workload.0, &workload.1)
+            .is_some();
+        if clean && known {
+            self.edit_draining(&presence, |draining| draining.insert(workload.clone()));
+        }
+    }
+
+    /// The caller holds the lock of `presence`, so that no edit is lost.
+    fn edit_draining(
+        &self,
+        presence: &Presence,
+        edit: impl FnOnce(&mut BTreeSet<Workload>) -> bool,
+    ) {
+        let mut draining = (*self.current().draining).clone();
+        if !edit(&mut draining) {
+            return;
+        }
+        presence.store(&draining);
+        let next = self.current().with_draining(draining);
+        self.current.send_replace(Arc::new(next));
+    }
+}
+
+/// A workload's open stream. Dropped without [`Self::ended`], the stream broke.
+pub struct Connected {
+    snapshots: Snapshots,
+    workload: Workload,
+    clean: bool,
+}
+
+impl Connected {
+    /// The sidecar ended the stream: if it was its last, it is shutting down.
+    pub fn ended(mut self) {
+        self.clean = true;
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.snapshots.disconnected(&self.workload, self.clean);
+    }
+}
+
+const DRAINING_FILE: &str = "draining.json";
+
+fn load_draining(file: &Path) -> BTreeSet<Workload> {
+    match std::fs::read(file) {
+        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+            tracing::warn!(file = %file.display(), %error, "cannot read which workloads drain: all count as up");
+            BTreeSet::new()
+        }),
+        Err(_) => BTreeSet::new(),
+    }
+}

@@ -15,7 +15,8 @@ use prost::{Message, Name};
 use weft_api::{
     any,
     envoy::config::core::v3::{
-        Address, ConfigSource, Metadata, SocketAddress, address, config_source, socket_address,
+        Address, ConfigSource, DataSource, Metadata, SocketAddress, address, config_source,
+        data_source, socket_address,
     },
     google::protobuf::{Any, Struct, value::Kind as ValueKind},
 };
@@ -233,6 +234,32 @@ impl Problems {
 
 fn weft_metadata(from: Option<&Metadata>) -> Option<&Struct> {
     from?.filter_metadata.get(METADATA)
+}
+
+/// Data that came with the resource. Files and variables of the sidecar are none of the
+/// control plane's business.
+pub(super) fn inline<'a>(p: &mut Problems, field: &str, from: &'a DataSource) -> Option<&'a [u8]> {
+    match &from.specifier {
+        Some(data_source::Specifier::InlineString(text)) => Some(text.as_bytes()),
+        Some(data_source::Specifier::InlineBytes(bytes)) => Some(bytes),
+        _ => {
+            p.reject(field, "must be inline_string or inline_bytes");
+            None
+        }
+    }
+}
+
+/// Reads all elements of a list, so that every bad one is reported.
+pub(super) fn each<F, T>(
+    p: &mut Problems,
+    field: &str,
+    from: &[F],
+    mut read: impl FnMut(&mut Problems, &F) -> Option<T>,
+) -> Vec<T> {
+    let elements = from.iter().enumerate();
+    elements
+        .filter_map(|(index, element)| p.at(format_args!("{field}[{index}]"), |p| read(p, element)))
+        .collect()
 }
 
 /// The two fields of a duration, whichever generated type it has.

@@ -5,7 +5,10 @@ use std::str;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use weft_api::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
 
-use super::{problems::Problems, route::inline, tls};
+use super::{
+    problems::{Problems, inline},
+    tls,
+};
 
 /// A validation context's `trusted_ca`: roots in PEM, of the trust domain of the sidecar.
 /// At least one section of it is a certificate.

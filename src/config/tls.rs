@@ -29,8 +29,7 @@ use weft_certs::spiffe::SpiffeId;
 use super::{
     cluster::UpstreamTls,
     listener::{AppProtocol, DownstreamTls},
-    problems::Problems,
-    route::each,
+    problems::{Problems, each},
 };
 
 /// The SDS name of the sidecar's own certificate.

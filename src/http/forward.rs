@@ -23,7 +23,7 @@ use crate::{
     config::{AppProtocol, Forward, HostRewrite, HttpProtocol, RequestKey, Route, RouteAction},
     error::{Error, Reason},
     snapshot::{Backend, LiveHost, normalize},
-    telemetry::{Side, StreamInfo},
+    telemetry::{Side, StreamInfo, Tls},
     upstream::{Failed, Lease, Protocol, send, target},
     util::Gate,
 };
@@ -100,6 +100,7 @@ impl Exchange {
             upstream_seconds: 0.0,
             overhead_seconds: 0.0,
             bytes_out: 0,
+            handed_over: false,
             log: connection.worker.shared.log.clone(),
         };
         Self {
@@ -245,8 +246,28 @@ impl Exchange {
         }
     }
 
+    /// Counts what found no virtual host: one series, whatever the authority was.
+    fn count_unknown(&mut self) {
+        if self.info.metrics.is_some() || self.info.handed_over {
+            return;
+        }
+        let metrics = match self.connection.side() {
+            Side::Client => self.connection.worker.shared.metrics.client_route(
+                ("unknown", ""),
+                "",
+                "",
+                Tls::None,
+            ),
+            Side::Server => self.connection.server_metrics(&Arc::from("")),
+        };
+        self.info.count_under(metrics);
+    }
+
     fn count_backend(&mut self, backend: &Backend, route: &Arc<str>) {
         self.info.backend = Some(backend.name.clone());
+        if let (Side::Client, Some(cluster)) = (self.info.side, &backend.cluster) {
+            self.info.tls = cluster.tls();
+        }
         match &backend.metrics {
             Some(metrics) => self.info.count_under(metrics.clone()),
             None => self.info.count_under(self.connection.server_metrics(route)),
@@ -457,7 +478,9 @@ impl Exchange {
             tunnel::splice(downstream, upstream, info, (pick, lease));
             return Ok((Response::from_parts(parts, Body::Empty), None));
         }
-        let (parts, incoming) = response.into_parts();
+        let (mut parts, incoming) = response.into_parts();
+        // Ours towards the client, whatever the server spoke.
+        parts.version = Version::HTTP_11;
         let response = Response::from_parts(parts, Body::incoming(incoming, None));
         Ok((response, Some((pick, self.connection.worker.id, lease))))
     }
@@ -523,6 +546,7 @@ impl Exchange {
         upstream: Option<(Pick, usize, Lease)>,
     ) -> Response<Tracked> {
         self.info.code = response.status().as_u16();
+        self.count_unknown();
         self.info.head_sent();
         let grpc_answer = self.info.is_grpc && response.headers().contains_key(CONTENT_TYPE);
         if grpc_answer && self.info.grpc_code.is_none() {

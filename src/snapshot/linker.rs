@@ -547,8 +547,9 @@ fn same_clusters(a: &[Vec<Backend>], b: &[Vec<Backend>]) -> bool {
             .all(|(a, b)| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)))
 }
 
-/// Service and namespace of a virtual host named `post.blog:80`.
+/// Service and namespace of a virtual host named `outbound/post.blog:80`.
 fn service_of(name: &str) -> (&str, &str) {
+    let name = name.rsplit_once('/').map_or(name, |(_, name)| name);
     let host = name.rsplit_once(':').map_or(name, |(host, _)| host);
     host.split_once('.').unwrap_or((host, ""))
 }

@@ -100,20 +100,6 @@ impl AccessLog {
         })
     }
 
-    /// A log that writes nothing.
-    #[must_use]
-    pub fn silent() -> Self {
-        let shared = Shared {
-            lines: None,
-            dropped: AtomicU64::new(0),
-            window: AtomicU64::new(0),
-        };
-        Self {
-            policy: Policy::Off,
-            shared: Arc::new(shared),
-        }
-    }
-
     /// Whether a stream with this end is logged.
     pub(super) fn wants(&self, outcome: Outcome, seconds: f64) -> bool {
         match self.policy {

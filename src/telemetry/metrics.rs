@@ -1,7 +1,7 @@
 //! Every metric of the sidecar, declared once. The help text is the documentation:
 //! `docs/metrics.md` is generated from here.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::Method;
 use parking_lot::RwLock;
@@ -447,18 +447,17 @@ impl Metrics {
         tls: Tls,
     ) -> Arc<RouteMetrics> {
         let labels = [port, route, client, client_namespace, tls.name()];
+        let side = Side::Server.name();
+        let duration =
+            |outcome: Outcome| Lazy::new(&self.server_duration, &[port, route, outcome.name()]);
         Arc::new(RouteMetrics {
             requests: CodeTable::new(&self.server_requests, &labels),
-            success: self
-                .server_duration
-                .child(&[port, route, Outcome::Success.name()]),
-            failure: self
-                .server_duration
-                .child(&[port, route, Outcome::Failure.name()]),
-            in_flight: self.server_in_flight.child(&[port, route]),
-            overhead: self.overhead.child(&[Side::Server.name()]),
-            request_bytes: self.request_bytes.child(&[Side::Server.name(), port]),
-            response_bytes: self.response_bytes.child(&[Side::Server.name(), port]),
+            success: duration(Outcome::Success),
+            failure: duration(Outcome::Failure),
+            in_flight: Lazy::new(&self.server_in_flight, &[port, route]),
+            overhead: Lazy::new(&self.overhead, &[side]),
+            request_bytes: Lazy::new(&self.request_bytes, &[side, port]),
+            response_bytes: Lazy::new(&self.response_bytes, &[side, port]),
             attempts: None,
         })
     }
@@ -474,14 +473,21 @@ impl Metrics {
     ) -> Arc<RouteMetrics> {
         let target = format!("{service}.{namespace}");
         let edge = [service, namespace, route, backend];
+        let side = Side::Client.name();
         let duration = |outcome: Outcome| {
-            self.client_duration
-                .child(&[service, namespace, route, backend, outcome.name()])
+            let labels = [service, namespace, route, backend, outcome.name()];
+            Lazy::new(&self.client_duration, &labels)
         };
-        let retries = |decision| {
-            self.client_retries
-                .child(&[service, namespace, route, decision])
-        };
+        let retries =
+            |decision| Lazy::new(&self.client_retries, &[service, namespace, route, decision]);
+        let delivered = [
+            service,
+            namespace,
+            route,
+            backend,
+            Outcome::Success.name(),
+            "",
+        ];
         Arc::new(RouteMetrics {
             requests: CodeTable::new(
                 &self.client_requests,
@@ -489,21 +495,14 @@ impl Metrics {
             ),
             success: duration(Outcome::Success),
             failure: duration(Outcome::Failure),
-            in_flight: self.client_in_flight.child(&edge),
-            overhead: self.overhead.child(&[Side::Client.name()]),
-            request_bytes: self.request_bytes.child(&[Side::Client.name(), &target]),
-            response_bytes: self.response_bytes.child(&[Side::Client.name(), &target]),
+            in_flight: Lazy::new(&self.client_in_flight, &edge),
+            overhead: Lazy::new(&self.overhead, &[side]),
+            request_bytes: Lazy::new(&self.request_bytes, &[side, &target]),
+            response_bytes: Lazy::new(&self.response_bytes, &[side, &target]),
             attempts: Some(Attempts {
                 family: self.client_attempts.clone(),
                 labels: edge.map(Box::from),
-                delivered: self.client_attempts.child(&[
-                    service,
-                    namespace,
-                    route,
-                    backend,
-                    Outcome::Success.name(),
-                    "",
-                ]),
+                delivered: Lazy::new(&self.client_attempts, &delivered),
                 retried: retries("retried"),
                 recovered: retries("recovered"),
             }),
@@ -562,12 +561,12 @@ impl Metrics {
 #[derive(Debug)]
 pub struct RouteMetrics {
     requests: CodeTable,
-    success: Histogram,
-    failure: Histogram,
-    in_flight: IntGauge,
-    overhead: Histogram,
-    request_bytes: IntCounter,
-    response_bytes: IntCounter,
+    success: Lazy<Histogram>,
+    failure: Lazy<Histogram>,
+    in_flight: Lazy<IntGauge>,
+    overhead: Lazy<Histogram>,
+    request_bytes: Lazy<IntCounter>,
+    response_bytes: Lazy<IntCounter>,
     attempts: Option<Attempts>,
 }
 
@@ -575,9 +574,35 @@ pub struct RouteMetrics {
 struct Attempts {
     family: Family<IntCounter>,
     labels: [Box<str>; 4],
-    delivered: IntCounter,
-    retried: IntCounter,
-    recovered: IntCounter,
+    delivered: Lazy<IntCounter>,
+    retried: Lazy<IntCounter>,
+    recovered: Lazy<IntCounter>,
+}
+
+/// A child that is made when it is first used: what never happens has no series.
+#[derive(Debug)]
+struct Lazy<M> {
+    family: Family<M>,
+    labels: Vec<Box<str>>,
+    child: OnceLock<M>,
+}
+
+impl<M: super::family::Child> Lazy<M> {
+    fn new(family: &Family<M>, labels: &[&str]) -> Self {
+        let labels = labels.iter().map(|&label| label.into()).collect();
+        Self {
+            family: family.clone(),
+            labels,
+            child: OnceLock::new(),
+        }
+    }
+
+    fn get(&self) -> &M {
+        self.child.get_or_init(|| {
+            let labels: Vec<&str> = self.labels.iter().map(|label| &**label).collect();
+            self.family.child(&labels)
+        })
+    }
 }
 
 /// What a finished request is counted under.
@@ -602,18 +627,18 @@ pub struct Finished<'a> {
 impl RouteMetrics {
     /// A request has begun.
     pub fn begin(&self) {
-        self.in_flight.inc();
+        self.in_flight.get().inc();
     }
 
     /// A request has ended.
     pub fn finish(&self, done: &Finished<'_>) {
-        self.in_flight.dec();
+        self.in_flight.get().dec();
         self.requests.counter(done).inc();
         match done.outcome {
-            Outcome::Success => self.success.observe(done.seconds),
-            Outcome::Failure | Outcome::Denied => self.failure.observe(done.seconds),
+            Outcome::Success => self.success.get().observe(done.seconds),
+            Outcome::Failure | Outcome::Denied => self.failure.get().observe(done.seconds),
         }
-        self.overhead.observe(done.overhead);
+        self.overhead.get().observe(done.overhead);
     }
 
     /// One try has ended; the reason is [`Reason::None`] when an answer came.
@@ -622,7 +647,7 @@ impl RouteMetrics {
             return;
         };
         if reason == Reason::None {
-            attempts.delivered.inc();
+            attempts.delivered.get().inc();
             return;
         }
         let [service, namespace, route, backend] = &attempts.labels;
@@ -641,27 +666,27 @@ impl RouteMetrics {
     /// A request is tried again.
     pub fn retried(&self) {
         if let Some(attempts) = &self.attempts {
-            attempts.retried.inc();
+            attempts.retried.get().inc();
         }
     }
 
     /// A request that was tried again got its answer.
     pub fn recovered(&self) {
         if let Some(attempts) = &self.attempts {
-            attempts.recovered.inc();
+            attempts.recovered.get().inc();
         }
     }
 
     /// The counter of request body bytes.
     #[must_use]
     pub fn request_bytes(&self) -> &IntCounter {
-        &self.request_bytes
+        self.request_bytes.get()
     }
 
     /// The counter of response body bytes.
     #[must_use]
     pub fn response_bytes(&self) -> &IntCounter {
-        &self.response_bytes
+        self.response_bytes.get()
     }
 }
 

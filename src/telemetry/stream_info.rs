@@ -101,6 +101,8 @@ pub struct StreamInfo {
     pub overhead_seconds: f64,
     /// Bytes of the response body.
     pub bytes_out: u64,
+    /// The stream goes on elsewhere: this record is not written. See [`Self::split`].
+    pub handed_over: bool,
     /// Where the log goes.
     pub log: AccessLog,
 }
@@ -136,7 +138,6 @@ impl StreamInfo {
     /// counted and not logged.
     #[must_use]
     pub fn split(&mut self) -> Self {
-        let log = self.log.clone();
         let blank = Self {
             side: self.side,
             started: self.started,
@@ -159,11 +160,10 @@ impl StreamInfo {
             upstream_seconds: 0.0,
             overhead_seconds: 0.0,
             bytes_out: 0,
-            log: AccessLog::silent(),
+            handed_over: true,
+            log: self.log.clone(),
         };
-        let mut whole = std::mem::replace(self, blank);
-        whole.log = log;
-        whole
+        std::mem::replace(self, blank)
     }
 
     /// How the stream counts, by what is known now.
@@ -191,6 +191,9 @@ const fn is_grpc_server_error(code: u8) -> bool {
 
 impl Drop for StreamInfo {
     fn drop(&mut self) {
+        if self.handed_over {
+            return;
+        }
         let seconds = self.started.elapsed().as_secs_f64();
         self.wait_ends();
         let (outcome, reason) = self.outcome();

@@ -1,6 +1,8 @@
 //! The examples as xDS: what every sidecar would get, compared with checked-in files.
 //! `UPDATE_GOLDEN=1 cargo test -p weft-control --test golden` writes them anew.
 
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -708,18 +708,19 @@ fn decode_backend(
     }
     object.finish();
     let (name, namespace) = (name?, namespace.unwrap_or(Some(&route.namespace))?);
-    references.push(Reference::new(
-        item,
-        Role::Backend,
-        namespace,
-        name,
-        Some(port?),
-    ));
+    let (port, weight) = (
+        port?,
+        weight.and_then(|w| u32::try_from(w).ok()).unwrap_or(1),
+    );
+    if weight > 0 {
+        let role = Role::Backend;
+        references.push(Reference::new(item, role, namespace, name, Some(port)));
+    }
     Some(Backend {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
-        port: port?,
-        weight: weight.and_then(|w| u32::try_from(w).ok()).unwrap_or(1),
+        port,
+        weight,
         request_headers: filters.request_headers,
         response_headers: filters.response_headers,
     })

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Diagnostic, parse_file};
+use super::{Diagnostic, Level, parse_file};
 
 fn findings(text: &str) -> Vec<Diagnostic> {
     parse_file(&Arc::from("mesh.yaml"), text)
@@ -340,4 +340,44 @@ fn a_bad_document_spoils_only_itself() {
         "{:?}",
         parsed[1].diagnostics
     );
+}
+
+const DAMAGE: &[u8] = b" -:[]{}'\"&*!|>%@#,\n\t0a~\\\xff";
+
+/// Damaged documents are reported, never a panic, and never a document with a problem.
+#[test]
+fn no_text_is_too_bad() {
+    let examples = [
+        include_str!("../../../examples/routing.yaml"),
+        include_str!("../../../examples/grpc.yaml"),
+    ];
+    let mut state: u64 = 1;
+    let mut next = |bound: usize| {
+        // A linear congruential generator is random enough to damage text.
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        usize::try_from(state >> 33).unwrap() % bound
+    };
+    for round in 0..300 {
+        let mut text = examples[round % examples.len()].as_bytes().to_vec();
+        for _ in 0..=next(20) {
+            let at = next(text.len());
+            let byte = DAMAGE[next(DAMAGE.len())];
+            match next(4) {
+                0 => text[at] = byte,
+                1 => drop(text.remove(at)),
+                2 if next(10) == 0 => text.truncate(at.max(1)),
+                _ => text.insert(at, byte),
+            }
+        }
+        let text = String::from_utf8_lossy(&text);
+        for parsed in parse_file(&Arc::from("mesh.yaml"), &text) {
+            let errors = parsed
+                .diagnostics
+                .iter()
+                .filter(|d| d.level == Level::Error);
+            assert_eq!(errors.count() > 0, parsed.document.is_none(), "{text}");
+        }
+    }
 }

@@ -9,6 +9,12 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
+/// How deep a document may nest: the deepest of ours is at 12, and reading
+/// recurses with some 30 KiB of stack for each.
+const MAX_DEPTH: usize = 24;
+/// How many values a document may have: some 10 MiB of them.
+const MAX_NODES: usize = 1_000_000;
+
 /// A place in a file, both counted from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct At {
@@ -85,6 +91,14 @@ fn is_blank(document: &str) -> bool {
 /// Parses one document that starts after `lines_before` lines of its file.
 pub(crate) fn parse(document: &str, lines_before: u32) -> Result<Node, SyntaxError> {
     let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: MAX_DEPTH,
+            max_nodes: MAX_NODES,
+            max_events: 4 * MAX_NODES,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: MAX_NODES / 10,
+        },
         strict_booleans: true,
         with_snippet: false,
         underscored_numbers_as_strings: true,
@@ -100,6 +114,7 @@ pub(crate) fn parse(document: &str, lines_before: u32) -> Result<Node, SyntaxErr
             let text = error.without_snippet().to_string();
             // The library repeats the place at the end of the text.
             let message = text
+                .replace("budget breached", "too large or nested too deep")
                 .split(" at line ")
                 .next()
                 .unwrap_or(&text)
@@ -270,5 +285,23 @@ mod tests {
         assert!(error.message.contains("duplicate"), "{}", error.message);
         let error = parse("a: [1\nb: }\n", 0).unwrap_err();
         assert!(error.at.line >= 1 && !error.message.is_empty());
+    }
+
+    #[test]
+    fn documents_cannot_exhaust_the_reader() {
+        let deep = |depth: usize| format!("a: {}{}\n", "[".repeat(depth), "]".repeat(depth));
+        assert!(parse(&deep(20), 0).is_ok());
+        assert!(parse(&deep(100_000), 0).is_err());
+        let blocks: String = (0..2000)
+            .map(|i| format!("{}a:\n", " ".repeat(i)))
+            .collect();
+        let error = parse(&blocks, 0).unwrap_err();
+        assert!(error.message.starts_with("too large"), "{}", error.message);
+        let mut laughs = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for (name, of) in "bcdefgh".chars().zip("abcdefg".chars()) {
+            let list = vec![format!("*{of}"); 10].join(", ");
+            laughs += &format!("{name}: &{name} [{list}]\n");
+        }
+        assert!(parse(&laughs, 0).is_err());
     }
 }

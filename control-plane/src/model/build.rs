@@ -159,7 +159,7 @@ fn unique(documents: &[Arc<Document>], findings: &mut Vec<Diagnostic>) -> Vec<Ar
                 document,
                 document.at,
                 "",
-                format!("{} is already defined in {place}", document.id),
+                format!("already defined in {place}"),
                 "only the first is in force; remove one of them".to_owned(),
             );
             finding.level = Level::Error;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use weft_certs::spiffe::TrustDomain;
 
 /// Everything that is in force. [`Mesh::default`] is the mesh without documents.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mesh {
     pub(crate) config: MeshConfig,
     pub(crate) services: ByName<Service>,
@@ -23,18 +23,6 @@ pub struct Mesh {
     /// By age, then namespace and name: the order of precedence.
     pub(crate) routes: Vec<Route>,
     pub(crate) grants: Vec<ReferenceGrant>,
-}
-
-impl Default for Mesh {
-    fn default() -> Self {
-        Self {
-            config: MeshConfig::default(),
-            services: ByName::default(),
-            workloads: ByName::default(),
-            routes: Vec::new(),
-            grants: Vec::new(),
-        }
-    }
 }
 
 impl Mesh {

@@ -20,8 +20,10 @@ use crate::model::Mesh;
 
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 10 << 20;
-/// How long a burst of changes may go on after its first: editors write in steps.
-const DEBOUNCE: Duration = Duration::from_millis(10);
+/// How long it must be quiet before the files are read: editors write in steps.
+const QUIET: Duration = Duration::from_millis(10);
+/// How often that quiet may be disturbed before the files are read anyway.
+const MAX_DISTURBANCES: usize = 5;
 /// How often the files are read without being told of a change.
 const POLL: Duration = Duration::from_secs(2);
 
@@ -42,6 +44,8 @@ pub struct FileSource {
     pub(super) directory: PathBuf,
     /// By name relative to the directory.
     files: BTreeMap<String, File>,
+    /// Why the directory could not be read just now.
+    trouble: Option<Diagnostic>,
 }
 
 /// What is known of one file.
@@ -63,13 +67,14 @@ impl FileSource {
         Self {
             directory: directory.into(),
             files: BTreeMap::new(),
+            trouble: None,
         }
     }
 
     /// Reads all files. Files and directories that cannot be read keep what they said.
     pub fn load(&mut self) -> Load {
-        let trouble = self.read();
-        self.assemble(trouble)
+        self.read();
+        self.assemble()
     }
 
     /// Calls `on_load` with the state now and after each change, until dropped. A change
@@ -79,21 +84,18 @@ impl FileSource {
     pub async fn watch(mut self, mut on_load: impl FnMut(Load)) {
         let (events, mut changed) = mpsc::channel(1);
         let mut eyes = Eyes::default();
-        let mut last = None;
+        let mut first = true;
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = poll.tick() => {}
-                _ = changed.recv() => {
-                    sleep(DEBOUNCE).await;
-                    while changed.try_recv().is_ok() {}
-                }
+                _ = changed.recv() => settle(&mut changed).await,
             }
             // The watch is set before the files are read: no change falls in between.
             eyes.watch(&self.directory, &events);
             let done = tokio::task::spawn_blocking(move || {
-                let load = self.load();
+                let load = (self.read() || first).then(|| self.assemble());
                 (self, load)
             })
             .await;
@@ -102,32 +104,39 @@ impl FileSource {
                 return;
             };
             self = source;
-            if last.as_ref() != Some(&load) {
-                on_load(load.clone());
-                last = Some(load);
+            first = false;
+            if let Some(load) = load {
+                on_load(load);
             }
         }
     }
 
-    /// Brings `files` up to date; returns what is wrong with the directory.
-    fn read(&mut self) -> Option<Diagnostic> {
-        let names = match list(&self.directory) {
-            Ok(names) => names,
+    /// Brings `files` up to date; whether anything is different now.
+    fn read(&mut self) -> bool {
+        let (names, trouble) = match list(&self.directory) {
+            Ok(names) => (Some(names), None),
             Err(error) => {
                 let message = format!("cannot read the directory: {error}");
                 let help = "check that it exists and is readable".to_owned();
                 let mut finding = file_error(&self.directory.to_string_lossy(), message, help);
                 finding.in_force = self.anything_good();
-                return Some(finding);
+                (None, Some(finding))
             }
         };
+        let mut changed = self.trouble != trouble;
+        self.trouble = trouble;
+        let Some(names) = names else {
+            return changed;
+        };
+        let before = self.files.len();
         self.files.retain(|name, _| names.contains(name));
+        changed |= self.files.len() != before;
         for name in names {
             let content = read_file(&self.directory.join(&name));
             let file = self.files.entry(name.clone()).or_default();
-            file.update(&name, content);
+            changed |= file.update(&name, content);
         }
-        None
+        changed
     }
 
     fn anything_good(&self) -> Option<&'static str> {
@@ -135,9 +144,9 @@ impl FileSource {
         any.then_some("what was read before")
     }
 
-    fn assemble(&self, trouble: Option<Diagnostic>) -> Load {
+    fn assemble(&self) -> Load {
         let mut documents = Vec::new();
-        let mut diagnostics: Vec<Diagnostic> = trouble.into_iter().collect();
+        let mut diagnostics: Vec<Diagnostic> = self.trouble.iter().cloned().collect();
         let mut stale: BTreeSet<(&str, &Id)> = BTreeSet::new();
         for (name, file) in &self.files {
             diagnostics.extend(file.trouble.clone());
@@ -178,34 +187,32 @@ impl FileSource {
 }
 
 impl File {
-    fn update(&mut self, name: &str, content: io::Result<String>) {
-        self.trouble = None;
-        let text = match content {
+    /// Takes the content of the file; whether anything is different now.
+    fn update(&mut self, name: &str, content: io::Result<String>) -> bool {
+        let (text, trouble) = match content {
+            // Also what a program that is about to write the file leaves for a moment.
             Ok(text) if text.is_empty() && !self.good.is_empty() => {
-                // Also what a program that is about to write the file leaves for a moment.
-                self.trouble = Some(Diagnostic {
-                    level: Level::Warning,
-                    in_force: self.anything_good(),
-                    ..file_error(
-                        name,
-                        "the file has become empty".to_owned(),
-                        "delete the file if its documents shall go".to_owned(),
-                    )
-                });
-                return;
+                let message = "the file has become empty".to_owned();
+                let help = "delete the file if its documents shall go".to_owned();
+                let mut finding = file_error(name, message, help);
+                finding.level = Level::Warning;
+                (None, Some(finding))
             }
-            Ok(text) => text,
+            Ok(text) => (Some(text), None),
             Err(error) => {
                 let message = format!("cannot read the file: {error}");
-                let mut finding = file_error(name, message, String::new());
-                finding.in_force = self.anything_good();
-                self.trouble = Some(finding);
-                return;
+                (None, Some(file_error(name, message, String::new())))
             }
         };
-        if self.text.as_deref() == Some(&text) {
-            return;
-        }
+        let trouble = trouble.map(|finding| Diagnostic {
+            in_force: (!self.good.is_empty()).then_some("what was read before"),
+            ..finding
+        });
+        let changed = self.trouble != trouble;
+        self.trouble = trouble;
+        let Some(text) = text.filter(|text| self.text.as_deref() != Some(text)) else {
+            return changed;
+        };
         self.parsed = parse_file(&Arc::from(name), &text);
         self.text = Some(Arc::from(text));
         // What cannot be read at all could be any of the documents that are missing now.
@@ -218,10 +225,7 @@ impl File {
                 self.good.insert(document.id.clone(), Arc::clone(document));
             }
         }
-    }
-
-    fn anything_good(&self) -> Option<&'static str> {
-        (!self.good.is_empty()).then_some("what was read before")
+        true
     }
 
     /// The findings of its documents, with what is in force instead.
@@ -261,15 +265,22 @@ impl File {
                 kind: document.id.kind.to_owned(),
                 name: format!("{}/{}", document.id.namespace, document.id.name),
                 field: String::new(),
-                message: format!(
-                    "{} is already defined in {}:{}",
-                    document.id, original.file, original.at.line
-                ),
+                message: format!("already defined in {}:{}", original.file, original.at.line),
                 help: "only the first is in force; remove one of them".to_owned(),
                 in_force: None,
             });
         }
         out
+    }
+}
+
+/// Waits for the end of a burst of changes.
+async fn settle(changed: &mut mpsc::Receiver<()>) {
+    for _ in 0..MAX_DISTURBANCES {
+        sleep(QUIET).await;
+        if changed.try_recv().is_err() {
+            return;
+        }
     }
 }
 

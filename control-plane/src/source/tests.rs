@@ -83,7 +83,7 @@ fn a_bad_document_keeps_its_last_good_version() {
     write(dir.path(), "m.yaml", &service("b", 3));
     let load = source.load();
     assert_eq!(ports(&load), ["b:3"]);
-    assert_eq!(shown(&load), [String::new(); 0]);
+    assert!(load.diagnostics.is_empty(), "{:?}", shown(&load));
 
     // A document that was never good has nothing to stand in for it.
     write(dir.path(), "n.yaml", &service("n", 0));
@@ -127,7 +127,7 @@ fn what_cannot_be_read_changes_nothing() {
     assert_eq!(load.diagnostics[0].in_force, Some("what was read before"));
 
     fs::create_dir(&inner).unwrap();
-    assert_eq!(ports(&source.load()), [String::new(); 0]);
+    assert!(ports(&source.load()).is_empty());
 }
 
 #[test]
@@ -144,15 +144,11 @@ fn the_first_of_two_documents_of_one_name_counts() {
     let found = shown(&load);
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(
-        found[0].starts_with(
-            "error: a.yaml:7:1: Service default/s: Service default/s is already defined in a.yaml:2"
-        ),
+        found[0].starts_with("error: a.yaml:7:1: Service default/s: already defined in a.yaml:2"),
         "{found:?}"
     );
     assert!(
-        found[1].starts_with(
-            "error: b.yaml:2:1: Service default/s: Service default/s is already defined in a.yaml:2"
-        ),
+        found[1].starts_with("error: b.yaml:2:1: Service default/s: already defined in a.yaml:2"),
         "{found:?}"
     );
 }

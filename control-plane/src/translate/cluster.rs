@@ -70,7 +70,7 @@ fn outbound(cx: &Context<'_>, service: &Service, port: &ServicePort) -> api::Clu
             Protocol::Http | Protocol::Undeclared => protocol_options(as_downstream()),
         },
         transport_socket: Some(proto::transport_socket(&upstream_tls(cx, service, port))),
-        metadata: Some(proto::metadata([
+        metadata: Some(proto::metadata(&[
             ("namespace", proto::string_value(&service.namespace)),
             ("port", proto::number_value(port.port)),
             ("service", proto::string_value(&service.name)),

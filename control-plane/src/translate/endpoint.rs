@@ -63,7 +63,7 @@ fn endpoint(cx: &Context<'_>, workload: &Workload, port: &WorkloadPort) -> api::
     let identity = identity(cx.mesh, workload).map(|id| id.to_string());
     api::LbEndpoint {
         health_status: health as i32,
-        metadata: Some(proto::metadata([
+        metadata: Some(proto::metadata(&[
             (
                 "identity",
                 proto::string_value(&identity.unwrap_or_default()),

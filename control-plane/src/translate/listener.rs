@@ -84,7 +84,7 @@ fn proxy(workload: &Workload) -> api::Listener {
         address: Some(proto::address(LOCALHOST, workload.outbound_port)),
         traffic_direction: core::TrafficDirection::Outbound as i32,
         filter_chains: vec![chain("http", http_filter(names::OUTBOUND, routes))],
-        metadata: Some(proto::metadata([])),
+        metadata: Some(proto::metadata(&[])),
         ..Default::default()
     }
 }
@@ -112,7 +112,7 @@ fn outbound(
         name: name.to_owned(),
         address: Some(proto::address(LOCALHOST, local_port)),
         traffic_direction: core::TrafficDirection::Outbound as i32,
-        metadata: Some(proto::metadata([
+        metadata: Some(proto::metadata(&[
             ("namespace", proto::string_value(&service.namespace)),
             ("port", proto::number_value(port.port)),
             ("service", proto::string_value(&service.name)),
@@ -173,7 +173,7 @@ fn inbound(cx: &Context<'_>, workload: &Workload, port: &WorkloadPort) -> api::L
             ),
             http_inspector(),
         ],
-        metadata: Some(proto::metadata([("port", proto::number_value(port.port))])),
+        metadata: Some(proto::metadata(&[("port", proto::number_value(port.port))])),
         ..Default::default()
     }
 }

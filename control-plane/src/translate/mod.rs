@@ -8,6 +8,8 @@ mod names;
 mod proto;
 mod render;
 mod route;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 
@@ -93,29 +95,5 @@ pub fn wildcard(cx: &Context<'_>, node: &Node<'_>, kind: Kind) -> Vec<String> {
         Kind::Listener => listener::names(cx, node),
         Kind::Cluster => cluster::names(cx, node),
         _ => Vec::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use crate::config::parse_file;
-    use crate::model::Mesh;
-
-    /// The mesh of a text of documents; panics on errors.
-    pub(crate) fn mesh(text: &str) -> Mesh {
-        let parsed = parse_file(&Arc::from("mesh.yaml"), text);
-        let documents: Vec<_> = parsed
-            .iter()
-            .map(|p| {
-                Arc::clone(
-                    p.document
-                        .as_ref()
-                        .unwrap_or_else(|| panic!("{:?}", p.diagnostics)),
-                )
-            })
-            .collect();
-        Mesh::build(&documents).0
     }
 }

@@ -57,8 +57,8 @@ pub(super) fn number_value(number: u16) -> pb::Value {
     }
 }
 
-pub(super) fn metadata<const N: usize>(fields: [(&str, pb::Value); N]) -> core::Metadata {
-    let fields = in_order(fields.map(|(key, value)| (key.to_owned(), value)));
+pub(super) fn metadata<const N: usize>(fields: &[(&str, pb::Value); N]) -> core::Metadata {
+    let fields = in_order(fields);
     core::Metadata {
         filter_metadata: HashMap::from([(METADATA_KEY.to_owned(), pb::Struct { fields })]),
         ..Default::default()
@@ -68,10 +68,11 @@ pub(super) fn metadata<const N: usize>(fields: [(&str, pb::Value); N]) -> core::
 /// A map that encodes its few entries in the order of the keys. The generated types have
 /// hash maps, whose order is that of their random seeds, and the bytes of a resource are
 /// its version; so this draws seeds until the order is right (three entries: six draws).
-fn in_order<V: Clone, const N: usize>(entries: [(String, V); N]) -> HashMap<String, V> {
+fn in_order<const N: usize>(entries: &[(&str, pb::Value); N]) -> HashMap<String, pb::Value> {
     const { assert!(N <= 3, "the expected number of draws is N!") };
     loop {
-        let map = HashMap::from(entries.clone());
+        let owned = |(key, value): &(&str, pb::Value)| ((*key).to_owned(), value.clone());
+        let map: HashMap<String, pb::Value> = entries.iter().map(owned).collect();
         if map.keys().is_sorted() {
             return map;
         }

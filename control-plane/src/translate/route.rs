@@ -1,5 +1,6 @@
 //! `RouteConfiguration` and `VirtualHost`: what happens to requests for a service port.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use weft_api::envoy::config::core::v3 as core;
@@ -146,7 +147,7 @@ fn ordered<'a>(routes: &[&'a Route]) -> Vec<Candidate<'a>> {
             }));
         }
     }
-    out.sort_by(|a, b| b.matched.rank.cmp(&a.matched.rank));
+    out.sort_by_key(|candidate| Reverse(candidate.matched.rank));
     out
 }
 

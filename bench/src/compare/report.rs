@@ -25,6 +25,9 @@ pub(crate) struct Report {
     kind: &'static str,
     date: String,
     command: String,
+    /// `debug` or `release`: how this program, the floor with it, was built. Weft's programs
+    /// come from the same directory unless `--bin-dir` says otherwise.
+    build: &'static str,
     machine: MachineFacts,
     versions: BTreeMap<&'static str, String>,
     rounds: u32,
@@ -231,6 +234,11 @@ impl Report {
                 .format(&Rfc3339)
                 .context("the date")?,
             command: std::env::args().collect::<Vec<_>>().join(" "),
+            build: if cfg!(debug_assertions) {
+                "debug"
+            } else {
+                "release"
+            },
             machine: MachineFacts::read(),
             versions: subjects
                 .iter()
@@ -251,7 +259,8 @@ impl Report {
 
     /// Whether no request failed anywhere, and Weft was measured if it was to be.
     pub(crate) fn valid(&self) -> bool {
-        self.rows.iter().all(|row| row.valid) && self.skipped.iter().all(|skipped| skipped.subject != "weft")
+        self.rows.iter().all(|row| row.valid)
+            && self.skipped.iter().all(|skipped| skipped.subject != "weft")
     }
 
     /// For people: medians with minima where these say more.
@@ -266,6 +275,9 @@ impl Report {
             self.rounds,
             self.seconds
         );
+        if self.build == "debug" {
+            text += "  a debug build: its figures say nothing beside those of Envoy and HAProxy\n";
+        }
         for (subject, version) in &self.versions {
             push(&mut text, format_args!("  {subject:<8} {version}\n"));
         }

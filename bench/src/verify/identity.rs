@@ -66,7 +66,7 @@ pub(crate) async fn run(setting: &Setting, cases: &mut Cases) -> Result<()> {
     cases
         .check(
             "plaintext",
-            "a plaintext request to the inbound port gets no answer of the application, which sees no byte",
+            "a plaintext request to the inbound port: closed, or 403 identity_required; no byte at the application",
             plaintext(rogue, &to_app),
         )
         .await;
@@ -126,6 +126,15 @@ async fn mismatch(outbound: SocketAddr, client: &Sidecar, to_app: &Relay) -> Res
     ))
 }
 
+const OPEN: &str = "still open after 20 s";
+
+/// Nothing at all, or the mesh's own response.
+fn is_refusal(answer: &str) -> bool {
+    let own = answer.starts_with("HTTP/1.1 403 ")
+        && answer.contains("\r\nweft-reason: identity_required\r\n");
+    answer.is_empty() || (own && !answer.contains("x-version"))
+}
+
 async fn plaintext(inbound: SocketAddr, to_app: &Relay) -> Result<Finding> {
     let mut stream = TcpStream::connect(inbound)
         .await
@@ -139,22 +148,42 @@ async fn plaintext(inbound: SocketAddr, to_app: &Relay) -> Result<Finding> {
     let end = match timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await {
         Ok(Ok(_)) => "closed",
         Ok(Err(_)) => "reset",
-        Err(_) => "still open after 20 s",
+        Err(_) => OPEN,
     };
     let bytes: usize = to_app
         .recordings()
         .iter()
         .map(|recording| recording.sent.len())
         .sum();
-    let shown = String::from_utf8_lossy(&answer)
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    let refused =
-        end != "still open after 20 s" && !answer.windows(10).any(|window| window == b"x-version:");
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let ok = end != OPEN && bytes == 0 && is_refusal(&answer);
+    let answer = answer.split("\r\n\r\n").next().unwrap_or_default();
     Ok(seen(
-        refused && bytes == 0 && !shown.contains(" 200 "),
-        format!("{end}, answer {shown:?}, {bytes} bytes at the application"),
+        ok,
+        format!("{end}, answer {answer:?}, {bytes} bytes at the application"),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_silence_and_the_meshs_own_answer_are_refusals() {
+        for (answer, expect) in [
+            ("", true),
+            (
+                "HTTP/1.1 403 Forbidden\r\nweft-reason: identity_required\r\n\r\nno",
+                true,
+            ),
+            ("HTTP/1.1 403 Forbidden\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\r\nx-version: rogue\r\n\r\n", false),
+            (
+                "HTTP/1.1 403 Forbidden\r\nx-version: a\r\nweft-reason: identity_required\r\n\r\n",
+                false,
+            ),
+        ] {
+            assert_eq!(is_refusal(answer), expect, "{answer:?}");
+        }
+    }
 }

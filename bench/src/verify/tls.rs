@@ -2,7 +2,9 @@
 
 use super::relay::Recording;
 
+const CHANGE_CIPHER_SPEC: u8 = 20;
 const HANDSHAKE: u8 = 22;
+const APPLICATION_DATA: u8 = 23;
 const TLS13: u16 = 0x0304;
 
 /// Why a recorded connection is not TLS 1.3 throughout; `Ok` says how many records it had.
@@ -23,7 +25,22 @@ pub(crate) fn check(recording: &Recording) -> Result<usize, String> {
             );
         }
     }
+    // In TLS 1.3 the hellos are all of the handshake that is readable.
+    let readable = |record: &&Record<'_>| {
+        !matches!(record.kind, CHANGE_CIPHER_SPEC | APPLICATION_DATA) && !is_hello(record)
+    };
+    if let Some(record) = sent.iter().chain(&received).find(readable) {
+        let (kind, first) = (record.kind, record.body.first());
+        return Err(format!(
+            "a record of type {kind} is not encrypted; its first byte: {first:?}"
+        ));
+    }
     Ok(sent.len() + received.len())
+}
+
+/// A ClientHello or ServerHello (which may also be a HelloRetryRequest).
+fn is_hello(record: &Record<'_>) -> bool {
+    record.kind == HANDSHAKE && matches!(record.body.first(), Some(1 | 2))
 }
 
 /// One record.
@@ -137,6 +154,12 @@ mod tests {
             check(&leaky)
                 .unwrap_err()
                 .starts_with("client to server: no TLS record")
+        );
+        let mut readable = recording.clone();
+        readable.received.extend([22, 3, 3, 0, 1, 11]);
+        assert_eq!(
+            check(&readable).unwrap_err(),
+            "a record of type 22 is not encrypted; its first byte: Some(11)"
         );
         let mut old = recording.clone();
         let at = old

@@ -1,0 +1,94 @@
+//! A sidecar as a child process: this program once more, configured by its environment.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::process::Command;
+
+use crate::internal;
+use crate::output::{Exit, Failure};
+use crate::scrape;
+use crate::supervise::Child;
+
+/// What a sidecar is told.
+#[derive(Debug, Clone)]
+pub(crate) struct Sidecar<'a> {
+    /// The control plane.
+    pub control: SocketAddr,
+    /// `<namespace>/<workload>`.
+    pub workload: String,
+    /// The join token.
+    pub token: String,
+    /// Its full admin address.
+    pub admin: SocketAddr,
+    /// Its public admin address: `/ready` and `/metrics`.
+    pub public_admin: SocketAddr,
+    /// Which requests are logged: `off`, `errors` or `all`.
+    pub access_log: &'a str,
+    /// How long open streams have when it is stopped, in whole seconds.
+    pub grace: Duration,
+}
+
+impl Sidecar<'_> {
+    /// Starts it.
+    ///
+    /// # Errors
+    ///
+    /// This program cannot be started again.
+    pub(crate) fn spawn(&self, name: String) -> io::Result<Child> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg(internal::PROXY);
+        for (key, _) in std::env::vars_os() {
+            // What is set for another sidecar on this machine is not for this one.
+            if key.to_string_lossy().starts_with("WEFT_PROXY_") {
+                command.env_remove(key);
+            }
+        }
+        command
+            .env("WEFT_PROXY_CONTROL", self.control.to_string())
+            .env("WEFT_PROXY_WORKLOAD", &self.workload)
+            .env("WEFT_PROXY_TOKEN", &self.token)
+            .env("WEFT_PROXY_ADMIN", self.admin.to_string())
+            .env("WEFT_PROXY_PUBLIC_ADMIN", self.public_admin.to_string())
+            .env("WEFT_PROXY_ACCESS_LOG", self.access_log)
+            .env("WEFT_PROXY_GRACE", self.grace.as_secs().to_string());
+        if std::env::var_os("WEFT_LOG").is_none() && std::env::var_os("RUST_LOG").is_none() {
+            command.env("WEFT_LOG", "warn");
+        }
+        Child::spawn(name, command)
+    }
+}
+
+/// Whether the sidecar behind a public admin address says that it is ready.
+pub(crate) async fn is_ready(public_admin: SocketAddr) -> bool {
+    matches!(
+        scrape::fetch(public_admin, "/ready").await,
+        Ok((StatusCode::OK, _))
+    )
+}
+
+/// Waits until the sidecar says that it is ready. Never ends if it does not; cancel safe.
+pub(crate) async fn ready(public_admin: SocketAddr) {
+    while !is_ready(public_admin).await {
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+}
+
+/// The time for one step of a start.
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Waits for a step of a start.
+///
+/// # Errors
+///
+/// It takes longer than [`START_TIMEOUT`].
+pub(crate) async fn in_time(what: &str, work: impl Future<Output = ()>) -> Result<(), Failure> {
+    let timed = tokio::time::timeout(START_TIMEOUT, work).await;
+    timed.map_err(|_| {
+        let seconds = START_TIMEOUT.as_secs();
+        Failure::new(Exit::TimedOut, format!("waited {seconds} s for {what}"))
+            .help("set WEFT_LOG=info and try again to see why")
+    })
+}

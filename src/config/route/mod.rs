@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use regex::Regex;
 use weft_api::{any, envoy::config::route::v3 as pb, google::protobuf::Any};
 
-pub use headers::HeaderMutations;
+pub(super) use headers::HeaderMutations;
 use headers::{mutations, outer_mutations};
 
 use super::{

@@ -78,7 +78,7 @@ impl FileSource {
     }
 
     /// Calls `on_load` with the state now and after each change, until dropped. A change
-    /// is seen within some 15 ms of being written.
+    /// is in force some 20 ms after it was written, in a long burst of them 50 ms.
     ///
     /// Cancel safe: dropping the future ends the watch and loses nothing but itself.
     pub async fn watch(mut self, mut on_load: impl FnMut(Load)) {

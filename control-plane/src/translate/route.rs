@@ -229,7 +229,8 @@ fn headers_to_add(changes: &HeaderChanges) -> Vec<core::HeaderValueOption> {
         |(name, value): &(String, String), action: HeaderAppendAction| core::HeaderValueOption {
             header: Some(core::HeaderValue {
                 key: name.clone(),
-                value: value.clone(),
+                // A percent sign would begin a command operator.
+                value: value.replace('%', "%%"),
                 ..Default::default()
             }),
             append_action: action as i32,

@@ -331,6 +331,16 @@ fn timeouts_and_full_paths() {
 }
 
 #[test]
+fn header_values_are_literal() {
+    let rule = "[{backendRefs: [{name: post, port: 80}], filters: [{type: RequestHeaderModifier,
+        requestHeaderModifier: {set: [{name: a, value: '100% %REQ(b)%'}]}}]}]";
+    let fixture = Fixture::new(&http_route(rule));
+    let host = fixture.json(Kind::VirtualHost, "outbound/post");
+    let header = &host["routes"][0]["request_headers_to_add"][0]["header"];
+    assert_eq!(header["value"], "100%% %%REQ(b)%%");
+}
+
+#[test]
 fn plaintext_is_accepted_in_permissive_mode_only() {
     let names = |mode: &str| -> Vec<String> {
         let config = format!(

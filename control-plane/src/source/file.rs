@@ -5,7 +5,7 @@
 //! and, should that miss one, by reading the files every two seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -344,8 +344,8 @@ fn read_file(path: &Path) -> io::Result<String> {
         .map_err(|error| io::Error::other(format!("it is not UTF-8 text: {error}")))
 }
 
-/// The inotify watches of a directory, its subdirectories and its parent: the directory
-/// itself may be replaced.
+/// The inotify watches of a directory, its subdirectories and its parents: the directory
+/// itself may be replaced, or be a link that is.
 #[derive(Default)]
 struct Eyes {
     watcher: Option<RecommendedWatcher>,
@@ -357,7 +357,19 @@ impl Eyes {
     fn watch(&mut self, directory: &Path, events: &mpsc::Sender<()>) {
         use std::os::unix::fs::MetadataExt;
         let mut wanted: Vec<PathBuf> = vec![directory.to_owned()];
+        let here = Some(Path::new("."));
+        let parent = directory
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .or(here);
+        wanted.extend(parent.map(Path::to_owned));
+        let mut names: Vec<OsString> = directory
+            .file_name()
+            .map(OsStr::to_owned)
+            .into_iter()
+            .collect();
         if let Ok(real) = directory.canonicalize() {
+            names.extend(real.file_name().map(OsStr::to_owned));
             wanted.extend(real.parent().map(Path::to_owned));
         }
         if let Ok(entries) = std::fs::read_dir(directory) {
@@ -374,7 +386,11 @@ impl Eyes {
         if wanted == self.watched && self.watcher.is_some() {
             return;
         }
-        self.watcher = watcher(events.clone());
+        let directory = directory.to_owned();
+        self.watcher = watcher(events.clone(), move |path| {
+            let is_directory = |name: &OsString| path.file_name() == Some(name);
+            path.starts_with(&directory) || names.iter().any(is_directory)
+        });
         let Some(watcher) = &mut self.watcher else {
             return;
         };
@@ -387,14 +403,23 @@ impl Eyes {
     }
 }
 
-fn watcher(events: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
+/// A watcher that tells of changes of files that matter: the parents are busy places.
+fn watcher(
+    events: mpsc::Sender<()>,
+    matters: impl Fn(&Path) -> bool + Send + 'static,
+) -> Option<RecommendedWatcher> {
     let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading the files is an event too, of no interest.
-        if event.is_ok_and(|event| event.kind.is_access() && !is_close_write(&event)) {
-            return;
+        // An error may be a lost event.
+        let changed = event.map_or(true, |event| {
+            // Reading the files is an event too, of no interest.
+            let read = event.kind.is_access() && !is_close_write(&event);
+            let lost = event.need_rescan();
+            lost || (!read && event.paths.iter().any(|path| matters(path)))
+        });
+        if changed {
+            // Full means that a reload is due anyway.
+            let _ = events.try_send(());
         }
-        // Full means that a reload is due anyway.
-        let _ = events.try_send(());
     });
     made.inspect_err(|error| tracing::warn!(%error, "cannot watch files; polling instead"))
         .ok()

@@ -252,6 +252,28 @@ async fn a_directory_may_be_replaced() {
         write(&next, "a.yaml", &service("a", port));
         fs::rename(&inner, dir.path().join(format!("old{port}"))).unwrap();
         fs::rename(&next, &inner).unwrap();
-        watch.until(&[&format!("a:{port}")]).await;
+        let took = watch.until(&[&format!("a:{port}")]).await;
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_directory_may_be_a_link() {
+    use std::os::unix::fs::symlink;
+    let (dir, mut source) = directory();
+    source.directory = dir.path().join("current");
+    for port in 1..4 {
+        let release = dir.path().join(format!("release{port}"));
+        fs::create_dir(&release).unwrap();
+        write(&release, "a.yaml", &service("a", port));
+    }
+    symlink("release1", dir.path().join("current")).unwrap();
+    let mut watch = Watch::start(source);
+    watch.until(&["a:1"]).await;
+    for port in 2..4 {
+        symlink(format!("release{port}"), dir.path().join("next")).unwrap();
+        fs::rename(dir.path().join("next"), dir.path().join("current")).unwrap();
+        let took = watch.until(&[&format!("a:{port}")]).await;
+        assert!(took < Duration::from_secs(1), "{took:?}");
     }
 }

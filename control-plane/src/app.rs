@@ -34,7 +34,7 @@ use weft_certs::{
 
 use crate::admin::Admin;
 use crate::ads::server::{Ads, MAX_REQUEST_BYTES, STALL_DEADLINE, watch_ending};
-use crate::cache::Snapshots;
+use crate::cache::{Snapshot, Snapshots, load_draining, store_draining};
 use crate::clients::Clients;
 use crate::config::{Diagnostic, Level};
 use crate::connection::{self, Connection, Connections};
@@ -58,6 +58,8 @@ const SWEEP_EVERY: u32 = 60;
 const ACCEPT_QUEUE: usize = 64;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A signing request is far smaller; the limit on what is parsed is that of `weft_certs`.
+const MAX_SIGNING_REQUEST_BYTES: usize = 64 * 1024;
 /// Per connection: a sidecar needs one stream and now and then a signature.
 const MAX_CONCURRENT_STREAMS: u32 = 100;
 /// Where the authority is, below the data directory.
@@ -96,6 +98,15 @@ impl Options {
 /// Why the control plane cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
+    /// The configuration directory cannot be read. Serving the empty mesh instead would take
+    /// everything away from sidecars that were configured before a restart.
+    #[error("cannot read the configuration directory {path}: {source}; --config names it")]
+    Config {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// A port that cannot be had.
     #[error("cannot listen on {address}: {source}{}", bind_help(.source, .flag))]
     Listen {
@@ -149,6 +160,10 @@ impl App {
     /// # Errors
     /// The first thing that stops it from serving. Errors in the documents do not.
     pub async fn bind(options: Options) -> Result<Bound, AppError> {
+        std::fs::read_dir(&options.config).map_err(|source| AppError::Config {
+            path: options.config.clone(),
+            source,
+        })?;
         let mut source = FileSource::new(&options.config);
         let load = source.load();
         let trust_domain = load.mesh.trust_domain().clone();
@@ -168,7 +183,9 @@ impl App {
         let root_pem = ca.bundle().to_pem(&trust_domain);
         let clients = Clients::default();
         let metrics = Arc::new(Metrics::new(clients.clone()));
-        let snapshots = Snapshots::new(load.mesh.clone(), &root_pem, options.data.as_deref());
+        let draining = options.data.as_deref().map(load_draining);
+        let draining = draining.unwrap_or_default();
+        let snapshots = Snapshots::new(load.mesh.clone(), &root_pem, draining);
         let configuration = Configuration::new(snapshots, metrics.clone(), trust_domain);
         configuration.take(load);
         Ok(Bound {
@@ -188,6 +205,7 @@ impl App {
                 clients,
                 metrics,
                 configuration,
+                data: options.data,
                 stall_deadline: options.stall_deadline,
             },
         })
@@ -252,6 +270,7 @@ struct Serving {
     clients: Clients,
     metrics: Arc<Metrics>,
     configuration: Configuration,
+    data: Option<PathBuf>,
     stall_deadline: Duration,
 }
 
@@ -271,6 +290,8 @@ impl Serving {
             accepted,
         );
         let configuration = self.configuration;
+        let snapshots = configuration.snapshots.clone();
+        let remember = remember_draining(snapshots.subscribe(), self.data.clone());
         let follow = self.source.watch(move |load| configuration.take(load));
         let maintain = maintain(self.ca, self.own, self.certificate, self.tokens);
         tokio::pin!(grpc, admin);
@@ -281,15 +302,20 @@ impl Serving {
             () = accept => {}
             () = follow => {}
             () = maintain => {}
+            () = remember => {}
         }
         tracing::info!("shutting down");
         stop.send_replace(true);
         let deadline = tokio::time::sleep(GRACE);
-        tokio::select! {
+        let result = tokio::select! {
             result = &mut grpc => result,
             () = &mut admin => Ok(()),
             () = deadline => Ok(()),
+        };
+        if let Some(data) = &self.data {
+            store_draining(data, snapshots.current().draining());
         }
+        result
     }
 
     fn server(
@@ -313,13 +339,15 @@ impl Serving {
         let ads = AggregatedDiscoveryServiceServer::new(ads)
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(usize::MAX);
+        let identity = IstioCertificateServiceServer::new(identity)
+            .max_decoding_message_size(MAX_SIGNING_REQUEST_BYTES);
         let router = Server::builder()
             .layer(MapRequestLayer::new(watch_ending))
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
             .add_service(ads)
-            .add_service(IstioCertificateServiceServer::new(identity));
+            .add_service(identity);
         let incoming = incoming.map(Ok::<_, io::Error>);
         async move {
             let stop = async move {
@@ -454,6 +482,24 @@ async fn maintain(ca: Arc<Ca>, own: SpiffeId, certificate: Arc<OwnCertificate>, 
     }
 }
 
+/// Stores which workloads drain whenever that changes, forever; only the latest matters.
+async fn remember_draining(mut snapshots: watch::Receiver<Arc<Snapshot>>, data: Option<PathBuf>) {
+    let Some(data) = data else {
+        return std::future::pending().await;
+    };
+    let mut stored = snapshots.borrow_and_update().draining().clone();
+    while snapshots.changed().await.is_ok() {
+        let draining = snapshots.borrow_and_update().draining().clone();
+        if draining == stored {
+            continue;
+        }
+        stored = draining.clone();
+        let data = data.clone();
+        // A panic inside is logged by its hook; the next change stores all again.
+        let _ = tokio::task::spawn_blocking(move || store_draining(&data, &draining)).await;
+    }
+}
+
 fn sweep(ca: &Ca, tokens: &Tokens, now: SystemTime) {
     match ca.ensure_intermediate(now) {
         Ok(true) => tracing::info!("renewed the intermediate certificate"),
@@ -499,12 +545,13 @@ impl Configuration {
             .generation
             .set(self.snapshots.current().generation().cast_signed());
         let of = |level| diagnostics.iter().filter(|d| d.level == level).count();
-        self.metrics
-            .errors
-            .set(of(Level::Error).cast_signed() as i64);
-        self.metrics
-            .warnings
-            .set(of(Level::Warning).cast_signed() as i64);
+        self.metrics.errors.set(count(of(Level::Error)));
+        self.metrics.warnings.set(count(of(Level::Warning)));
+        let current = self.snapshots.current();
+        let mesh = current.mesh();
+        self.metrics.services.set(count(mesh.services().count()));
+        self.metrics.workloads.set(count(mesh.workloads().count()));
+        self.metrics.routes.set(count(mesh.route_count()));
         log_news(&self.diagnostics.read(), &diagnostics);
         *self.diagnostics.write() = diagnostics;
     }
@@ -528,6 +575,11 @@ impl Configuration {
             in_force: Some("the whole configuration before this change"),
         }
     }
+}
+
+/// A number of things as a gauge wants it.
+fn count(things: usize) -> i64 {
+    i64::try_from(things).unwrap_or(i64::MAX)
 }
 
 /// Logs each diagnostic once: when it appears, and when the last one is gone.

@@ -5,7 +5,7 @@
 //! current one, wakes the streams when it is replaced, and knows which workloads drain.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -268,38 +268,17 @@ pub struct Snapshots {
     presence: Arc<Mutex<Presence>>,
 }
 
-/// How many streams each workload has, and where what drains is stored.
-struct Presence {
-    streams: HashMap<Workload, usize>,
-    file: Option<PathBuf>,
-}
-
-impl Presence {
-    fn store(&self, draining: &BTreeSet<Workload>) {
-        let Some(file) = &self.file else { return };
-        let written = serde_json::to_vec(draining)
-            .map_err(std::io::Error::from)
-            .and_then(|bytes| storage::write_atomically(file, &bytes));
-        if let Err(error) = written {
-            tracing::warn!(file = %file.display(), %error, "cannot store which workloads drain: a restart forgets it");
-        }
-    }
-}
+/// How many streams each workload has.
+type Presence = HashMap<Workload, usize>;
 
 impl Snapshots {
-    /// Starts with a mesh. `data`, if given, is the directory that remembers across restarts
-    /// which workloads drain.
+    /// Starts with a mesh, and with the workloads that drain.
     #[must_use]
-    pub fn new(mesh: Mesh, roots_pem: &str, data: Option<&Path>) -> Self {
-        let file = data.map(|data| data.join(DRAINING_FILE));
-        let draining = file.as_deref().map(load_draining).unwrap_or_default();
+    pub fn new(mesh: Mesh, roots_pem: &str, draining: BTreeSet<Workload>) -> Self {
         let first = Snapshot::new(Arc::new(mesh), roots_pem.into(), draining);
         Self {
             current: watch::Sender::new(Arc::new(first)),
-            presence: Arc::new(Mutex::new(Presence {
-                streams: HashMap::new(),
-                file,
-            })),
+            presence: Arc::default(),
         }
     }
 
@@ -317,7 +296,7 @@ impl Snapshots {
 
     /// Replaces the mesh. Returns whether that is a change; an equal mesh wakes nobody.
     pub fn publish(&self, mesh: Mesh) -> bool {
-        let presence = self.presence.lock();
+        let _serialized = self.presence.lock();
         let current = self.current();
         if *current.mesh == mesh {
             return false;
@@ -325,7 +304,6 @@ impl Snapshots {
         // What has no document any more has no endpoint that could drain.
         let mut draining = (*current.draining).clone();
         draining.retain(|(namespace, name)| mesh.workload(namespace, name).is_some());
-        presence.store(&draining);
         let next = current.with_mesh(Arc::new(mesh), draining);
         self.current.send_replace(Arc::new(next));
         true
@@ -336,8 +314,8 @@ impl Snapshots {
     pub fn connected(&self, namespace: &str, workload: &str) -> Connected {
         let workload = (namespace.to_owned(), workload.to_owned());
         let mut presence = self.presence.lock();
-        *presence.streams.entry(workload.clone()).or_default() += 1;
-        self.edit_draining(&presence, |draining| draining.remove(&workload));
+        *presence.entry(workload.clone()).or_default() += 1;
+        self.edit_draining(|draining| draining.remove(&workload));
         drop(presence);
         Connected {
             snapshots: self.clone(),
@@ -348,35 +326,30 @@ impl Snapshots {
 
     fn disconnected(&self, workload: &Workload, clean: bool) {
         let mut presence = self.presence.lock();
-        let left = presence.streams.get_mut(workload).map_or(0, |count| {
+        let left = presence.get_mut(workload).map_or(0, |count| {
             *count -= 1;
             *count
         });
         if left > 0 {
             return;
         }
-        presence.streams.remove(workload);
+        presence.remove(workload);
         let known = self
             .current()
             .mesh
             .workload(&workload.0, &workload.1)
             .is_some();
         if clean && known {
-            self.edit_draining(&presence, |draining| draining.insert(workload.clone()));
+            self.edit_draining(|draining| draining.insert(workload.clone()));
         }
     }
 
     /// The caller holds the lock of `presence`, so that no edit is lost.
-    fn edit_draining(
-        &self,
-        presence: &Presence,
-        edit: impl FnOnce(&mut BTreeSet<Workload>) -> bool,
-    ) {
+    fn edit_draining(&self, edit: impl FnOnce(&mut BTreeSet<Workload>) -> bool) {
         let mut draining = (*self.current().draining).clone();
         if !edit(&mut draining) {
             return;
         }
-        presence.store(&draining);
         let next = self.current().with_draining(draining);
         self.current.send_replace(Arc::new(next));
     }
@@ -402,14 +375,180 @@ impl Drop for Connected {
     }
 }
 
+/// Reads which workloads drain; nothing stored means none.
+#[must_use]
+pub fn load_draining(data: &Path) -> BTreeSet<Workload> {
+    let file = data.join(DRAINING_FILE);
+    let Ok(bytes) = std::fs::read(&file) else {
+        return BTreeSet::new();
+    };
+    serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+        tracing::warn!(file = %file.display(), %error, "cannot read which workloads drain: all count as up");
+        BTreeSet::new()
+    })
+}
+
+/// Stores which workloads drain, for the time after a restart. Blocks on the disk.
+pub fn store_draining(data: &Path, draining: &BTreeSet<Workload>) {
+    let file = data.join(DRAINING_FILE);
+    let written = serde_json::to_vec(draining)
+        .map_err(std::io::Error::from)
+        .and_then(|bytes| storage::write_atomically(&file, &bytes));
+    if let Err(error) = written {
+        tracing::warn!(file = %file.display(), %error, "cannot store which workloads drain: a restart forgets it");
+    }
+}
+
 const DRAINING_FILE: &str = "draining.json";
 
-fn load_draining(file: &Path) -> BTreeSet<Workload> {
-    match std::fs::read(file) {
-        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-            tracing::warn!(file = %file.display(), %error, "cannot read which workloads drain: all count as up");
-            BTreeSet::new()
-        }),
-        Err(_) => BTreeSet::new(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::FileSource;
+
+    fn mesh(documents: &str) -> Mesh {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("mesh.yaml"), documents).unwrap();
+        let load = FileSource::new(directory.path()).load();
+        assert_eq!(load.diagnostics, []);
+        load.mesh
+    }
+
+    fn blog() -> Mesh {
+        mesh(
+            "
+apiVersion: v1
+kind: Service
+metadata: {name: post, namespace: blog}
+spec: {selector: {app: post}, ports: [{port: 80}]}
+---
+apiVersion: weft.dev/v1alpha1
+kind: Workload
+metadata: {name: post, namespace: blog, labels: {app: post}}
+spec: {address: 127.0.0.1, ports: [{port: 80}]}
+",
+        )
+    }
+
+    const NAME: &str = "post.blog:80";
+
+    fn view(snapshots: &Snapshots, namespace: &str) -> NodeView {
+        NodeView::new(snapshots.current(), namespace, "any")
+    }
+
+    fn same(left: &NodeView, right: &NodeView, kind: Kind, name: &str) -> bool {
+        let found = [left, right].map(|view| view.resource(kind, name).unwrap());
+        Arc::ptr_eq(&found[0], &found[1])
+    }
+
+    #[test]
+    fn what_may_be_shared_is_encoded_once() {
+        let snapshots = Snapshots::new(blog(), "", BTreeSet::new());
+        let (blog, shop) = (view(&snapshots, "blog"), view(&snapshots, "shop"));
+        assert!(same(&blog, &shop, Kind::Cluster, NAME));
+        assert!(same(
+            &blog,
+            &view(&snapshots, "blog"),
+            Kind::VirtualHost,
+            "outbound/post.blog"
+        ));
+        assert!(!same(&blog, &shop, Kind::VirtualHost, "outbound/post.blog"));
+        assert!(blog.resource(Kind::VirtualHost, "outbound/post").is_some());
+        assert!(shop.resource(Kind::VirtualHost, "outbound/post").is_none());
+    }
+
+    #[test]
+    fn an_equal_mesh_wakes_nobody() {
+        let snapshots = Snapshots::new(blog(), "", BTreeSet::new());
+        let follower = snapshots.subscribe();
+        assert!(!snapshots.publish(blog()));
+        assert!(!follower.has_changed().unwrap());
+        assert!(snapshots.publish(Mesh::default()));
+        assert!(follower.has_changed().unwrap());
+        assert_eq!(snapshots.current().generation(), 2);
+    }
+
+    #[test]
+    fn draining_changes_only_endpoints() {
+        let snapshots = Snapshots::new(blog(), "", BTreeSet::new());
+        let before = view(&snapshots, "blog");
+        let (cluster, endpoints) = (Kind::Cluster, Kind::Endpoint);
+        assert!(same(&before, &before, cluster, NAME) && same(&before, &before, endpoints, NAME));
+        snapshots.connected("blog", "post").ended();
+        let after = view(&snapshots, "blog");
+        assert_eq!(after.generation(), before.generation() + 1);
+        assert!(same(&before, &after, cluster, NAME));
+        let versions = [&before, &after].map(|v| v.resource(endpoints, NAME).unwrap().version);
+        assert_ne!(versions[0], versions[1]);
+    }
+
+    #[test]
+    fn only_the_last_clean_end_of_a_known_workload_drains() {
+        let snapshots = Snapshots::new(blog(), "", BTreeSet::new());
+        let drains = || snapshots.current().draining().len();
+        let (first, second) = (
+            snapshots.connected("blog", "post"),
+            snapshots.connected("blog", "post"),
+        );
+        first.ended();
+        assert_eq!(drains(), 0);
+        second.ended();
+        assert_eq!(drains(), 1);
+        let again = snapshots.connected("blog", "post");
+        assert_eq!(drains(), 0);
+        drop(again);
+        assert_eq!(drains(), 0, "a stream that breaks changes nothing");
+        snapshots.connected("blog", "unknown").ended();
+        assert_eq!(drains(), 0);
+        snapshots.connected("blog", "post").ended();
+        snapshots.publish(Mesh::default());
+        assert_eq!(drains(), 0, "what is gone does not drain");
+    }
+
+    #[test]
+    fn what_drains_is_stored() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(load_draining(directory.path()), BTreeSet::new());
+        let draining = BTreeSet::from([("blog".to_owned(), "post".to_owned())]);
+        store_draining(directory.path(), &draining);
+        assert_eq!(load_draining(directory.path()), draining);
+        std::fs::write(directory.path().join(DRAINING_FILE), "{").unwrap();
+        assert_eq!(load_draining(directory.path()), BTreeSet::new());
+    }
+
+    #[test]
+    fn versions_are_content_hashes() {
+        let encoded = Encoded::new(Kind::Cluster, b"abc".to_vec());
+        // SHA-256 of "abc" begins so.
+        assert_eq!(encoded.version_text(), "ba7816bf8f01cfea");
+        assert_eq!(
+            Encoded::parse_version("ba7816bf8f01cfea"),
+            Some(encoded.version)
+        );
+        for text in [
+            "",
+            "1",
+            "+a7816bf8f01cfea",
+            "ba7816bf8f01cfeaa",
+            "xa7816bf8f01cfea",
+        ] {
+            assert_eq!(Encoded::parse_version(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_listener_tells_its_routes() {
+        let with_sidecar = mesh(
+            "
+apiVersion: weft.dev/v1alpha1
+kind: Workload
+metadata: {name: web, namespace: blog}
+spec: {address: 127.0.0.1, outbound: {port: 14001}}
+",
+        );
+        let snapshots = Snapshots::new(with_sidecar, "", BTreeSet::new());
+        let view = NodeView::new(snapshots.current(), "blog", "web");
+        let listener = view.resource(Kind::Listener, "outbound").unwrap();
+        assert_eq!(*listener.routes, ["outbound".to_owned()]);
     }
 }

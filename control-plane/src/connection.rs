@@ -29,6 +29,8 @@ use crate::metrics::Metrics;
 
 /// A handshake that takes longer is cut.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// A connection without a certificate is cut after this: it is for one signing request.
+const ANONYMOUS_DEADLINE: Duration = Duration::from_secs(60);
 /// How many handshakes may be under way; further connections wait in the listen queue.
 const MAX_HANDSHAKES: usize = 1_000;
 /// After a failed accept (no file descriptors left), before the next.
@@ -196,8 +198,13 @@ pub(crate) async fn accept(
             match result.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok((tls, svid)) => {
                     let connection = Connection::new(tls, address, svid, connections, metrics);
+                    let peer = connection.peer.clone();
                     // Fails only when the server has ended: then the connection is to end.
                     let _ = accepted.send(connection).await;
+                    if peer.svid.is_none() {
+                        tokio::time::sleep(ANONYMOUS_DEADLINE).await;
+                        peer.cut();
+                    }
                 }
                 Err(error) => {
                     metrics.handshakes_failed.inc();

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{
@@ -62,9 +63,9 @@ impl CsrResult {
 /// The metrics. Shared by reference; all are atomics.
 pub struct Metrics {
     registry: Registry,
-    /// Change seen to applied by a sidecar.
+    /// Change in force here to applied by a sidecar.
     pub propagation: Histogram,
-    /// Change seen to handed to the connection of a sidecar.
+    /// Change in force here to handed to the connection of a sidecar.
     pub push: Histogram,
     /// Bytes of resources sent.
     pub push_bytes: IntCounter,
@@ -80,6 +81,12 @@ pub struct Metrics {
     pub errors: IntGauge,
     /// Doubtful things in the configuration.
     pub warnings: IntGauge,
+    /// Services in force.
+    pub services: IntGauge,
+    /// Workloads in force.
+    pub workloads: IntGauge,
+    /// Routes in force.
+    pub routes: IntGauge,
     rejections: [IntCounter; Kind::ALL.len()],
     csr: [IntCounter; CsrResult::ALL.len()],
 }
@@ -116,6 +123,15 @@ impl Metrics {
             "level",
             ["error", "warning"],
         );
+        let [services, workloads, routes] = gauges(
+            &registry,
+            Opts::new(
+                "weft_control_config_documents",
+                "Documents in force, by kind.",
+            ),
+            "kind",
+            ["service", "workload", "route"],
+        );
         let [build] = gauges(
             &registry,
             Opts::new(
@@ -131,12 +147,12 @@ impl Metrics {
             propagation: histogram(
                 &registry,
                 "weft_control_propagation_seconds",
-                "Seconds from a change being seen to its being applied by a sidecar.",
+                "Seconds from a change being in force here to its being applied by a sidecar.",
             ),
             push: histogram(
                 &registry,
                 "weft_control_push_seconds",
-                "Seconds from a change being seen to its being handed to a sidecar's connection.",
+                "Seconds from a change being in force here to its being handed to a sidecar's connection.",
             ),
             push_bytes: counter(
                 &registry,
@@ -165,6 +181,9 @@ impl Metrics {
             ),
             errors,
             warnings,
+            services,
+            workloads,
+            routes,
             rejections,
             csr,
             registry,
@@ -198,7 +217,9 @@ impl Metrics {
 /// Counts the connected sidecars when asked.
 struct Proxies {
     clients: Clients,
-    gauges: IntGaugeVec,
+    /// Locked from reset to collection: two scrapes may run at once.
+    gauges: Mutex<IntGaugeVec>,
+    description: Desc,
 }
 
 /// More versions than this are counted as `other`: the names come from clients.
@@ -211,13 +232,17 @@ impl Proxies {
             "Connected sidecars, by their version and whether they have applied the configuration.",
         );
         let gauges = IntGaugeVec::new(opts, &["version", "state"]).expect(VALID);
-        Self { clients, gauges }
+        Self {
+            clients,
+            description: gauges.desc()[0].clone(),
+            gauges: Mutex::new(gauges),
+        }
     }
 }
 
 impl Collector for Proxies {
     fn desc(&self) -> Vec<&Desc> {
-        self.gauges.desc()
+        vec![&self.description]
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
@@ -236,13 +261,14 @@ impl Collector for Proxies {
             *counts.entry((version, state.name())).or_default() += 1;
         }
         // No state's name ends in another's, so no two pairs concatenate to the same text.
-        self.gauges.reset();
+        let gauges = self.gauges.lock();
+        gauges.reset();
         for ((version, state), count) in counts {
-            self.gauges
+            gauges
                 .with_label_values(&[version.as_str(), state])
                 .set(count);
         }
-        self.gauges.collect()
+        gauges.collect()
     }
 }
 

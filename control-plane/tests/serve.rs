@@ -194,7 +194,10 @@ impl Plane {
             if page.contains(text) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{path} does not say {text}: {page}");
+            assert!(
+                Instant::now() < deadline,
+                "{path} does not say {text}: {page}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -479,7 +482,11 @@ async fn certificates_are_for_the_callers_identity_only() {
     let anonymous = plane.channel(None).await;
     let mut unsigned = csr.clone();
     let middle = csr.len() / 2;
-    let other = if unsigned.as_bytes()[middle] == b'A' { "B" } else { "A" };
+    let other = if unsigned.as_bytes()[middle] == b'A' {
+        "B"
+    } else {
+        "A"
+    };
     unsigned.replace_range(middle..=middle, other);
 
     // token, signing request, lifetime; code, part of the text
@@ -865,6 +872,18 @@ async fn a_port_in_use_is_named_with_the_option_that_chooses_it() {
         assert!(error.contains(&address.to_string()), "{error}");
         assert!(error.contains(flag), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_configuration_directory_is_not_an_empty_mesh() {
+    let options = Options {
+        listen: any_port(),
+        admin: any_port(),
+        ..Options::new("/nonexistent/config")
+    };
+    let error = App::bind(options).await.unwrap_err().to_string();
+    assert!(error.contains("/nonexistent/config"), "{error}");
+    assert!(error.contains("--config"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -344,10 +344,11 @@ impl Stream {
 impl Subscription {
     fn begin(&mut self, kind: Kind, names: &[String], has: &HashMap<String, String>) {
         self.begun = true;
-        // A first request without names is the wildcard of older clients; for the types that
-        // are only asked for by name it asks for nothing.
+        // A first request without names is the wildcard of older clients. For the types that
+        // are only asked for by name it asks for nothing; Envoy, which starts VHDS so, waits
+        // for an answer all the same.
         self.wildcard = names.is_empty() && kind.has_wildcard();
-        self.owed = self.wildcard && has.is_empty();
+        self.owed = names.is_empty() && has.is_empty();
         self.dirty = true;
         let all = self.wildcard || names.iter().any(|name| name == WILDCARD);
         for (name, version) in has {
@@ -788,10 +789,15 @@ mod tests {
     }
 
     #[test]
-    fn kinds_without_wildcard_ask_for_nothing_by_no_name() {
+    fn kinds_without_wildcard_are_asked_for_nothing_by_no_name() {
         let mut client = Client::new(&[(VHDS, "outbound/post", "1")]);
         client.subscribe(VHDS, &[]);
+        client.expect(&["virtual_host:"]);
+        client.ack(VHDS);
+        client.change(VHDS, "outbound/post", "2");
         client.expect(&[]);
+        client.subscribe(VHDS, &["outbound/post"]);
+        client.expect(&["virtual_host: outbound/post@2"]);
     }
 
     #[test]

@@ -35,9 +35,9 @@ pub(crate) fn round(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-/// `a / b`; `None` if that says nothing.
+/// `a / b`; `None` if that says nothing, as with a latency that noise made less than none.
 pub(crate) fn ratio(a: f64, b: f64) -> Option<f64> {
-    (a.is_finite() && b > 0.0).then(|| round(a / b))
+    (a.is_finite() && a >= 0.0 && b > 0.0).then(|| round(a / b))
 }
 
 #[cfg(test)]
@@ -64,6 +64,7 @@ mod tests {
         assert_eq!(ratio(1.0, 4.0), Some(0.25));
         assert_eq!(ratio(1.0, 3.0), Some(0.333));
         assert_eq!(ratio(1.0, 0.0), None);
+        assert_eq!(ratio(-1.0, 2.0), None);
         assert_eq!(ratio(f64::NAN, 1.0), None);
     }
 }

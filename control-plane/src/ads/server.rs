@@ -190,7 +190,12 @@ impl Session {
 
     fn refuse(&self, status: Status) {
         let identity = &self.svid.id;
-        tracing::warn!(%identity, address = %self.peer.address, code = ?status.code(), reason = ?status.message(), "refused a stream");
+        let (code, reason) = (status.code(), status.message());
+        if code == tonic::Code::Unavailable {
+            tracing::debug!(%identity, address = %self.peer.address, ?reason, "ended a stream");
+        } else {
+            tracing::warn!(%identity, address = %self.peer.address, ?code, ?reason, "refused a stream");
+        }
         // Full only when the client left a response unread: then it is being cut anyway.
         let _ = self.responses.try_send(Err(status));
     }

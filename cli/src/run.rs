@@ -23,7 +23,7 @@ use crate::demo::{free_ports, is_alive, loopback};
 use crate::files;
 use crate::output::{Exit, Failure, Format, Output};
 use crate::server::{Announcement, DEFAULT_DATA};
-use crate::sidecar::{self, Sidecar, in_time};
+use crate::sidecar::{self, Sidecar};
 use crate::supervise::{Child, GRACE, Signals, signal_pid};
 
 /// Run one application with a sidecar beside it, as one supervised process.
@@ -140,10 +140,17 @@ impl Ports {
     /// The usual outbound port if it is free; any others, since every workload of this machine
     /// needs its own.
     fn find() -> io::Result<Self> {
+        let mut ports = Self::find_unusual()?;
+        if TcpListener::bind(loopback(USUAL_OUTBOUND)).is_ok() {
+            ports.outbound = USUAL_OUTBOUND;
+        }
+        Ok(ports)
+    }
+
+    fn find_unusual() -> io::Result<Self> {
         let ports = free_ports(4, &mut SmallRng::from_os_rng())?;
-        let usual = TcpListener::bind(loopback(USUAL_OUTBOUND)).is_ok();
         Ok(Self {
-            outbound: if usual { USUAL_OUTBOUND } else { ports[0] },
+            outbound: ports[0],
             inbound: ports[1],
             admin: ports[2],
             public_admin: ports[3],
@@ -171,25 +178,57 @@ async fn supervise(args: &Args, out: &Output) -> Result<u8, Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::io("signals", &error))?;
     let server = Announcement::read(&args.server_data)?;
     reachable(server.address).await?;
-    let ports = Ports::find().map_err(|error| Failure::io("ports", &error))?;
-    let registered = Registered::write(args, ports, &server.config)?;
-    let mut sidecar = start_sidecar(args, ports, &server)?;
-    let what = format!("the sidecar of {} to be ready", args.name);
-    let ended = tokio::select! {
-        ready = in_time(&what, sidecar::ready(loopback(ports.public_admin))) => match ready {
-            Ok(()) => application(args, ports, &mut sidecar, &mut signals, out).await,
-            Err(mut failure) => {
-                failure.message += &sidecar.last_lines();
-                Err(failure)
-            }
-        },
-        failure = sidecar.failure() => Err(failure),
-        signal = signals.next() => Ok(killed_by(signal.as_raw())),
+    let mut started = tokio::select! {
+        started = start(args, &server) => started?,
+        signal = signals.next() => return Ok(killed_by(signal.as_raw())),
     };
+    let sidecar = &mut started.sidecar;
+    let ended = application(args, started.ports, sidecar, &mut signals, out).await;
     // It may have ended by itself, which has been said.
     let _ = sidecar.stop(DRAIN + GRACE).await;
-    drop(registered);
     ended
+}
+
+/// A registered workload with a sidecar that is ready. Dropping it kills the sidecar and removes
+/// the documents.
+struct Started {
+    ports: Ports,
+    sidecar: Child,
+    _registered: Registered,
+}
+
+/// Registers the workload and starts its sidecar; once more with other ports when somebody else
+/// was faster with one of those that were free. Dropping the future undoes it.
+async fn start(args: &Args, server: &Announcement) -> Result<Started, Failure> {
+    let mut ports = Ports::find();
+    let mut tries = 1;
+    loop {
+        let chosen = ports.map_err(|error| Failure::io("ports", &error))?;
+        match try_start(args, server, chosen).await {
+            Err(failure) if tries < MAX_TRIES && args.may_choose_other_ports(&failure) => {
+                tries += 1
+            }
+            ended => return ended,
+        }
+        ports = Ports::find_unusual();
+    }
+}
+
+const MAX_TRIES: u32 = 3;
+
+async fn try_start(args: &Args, server: &Announcement, ports: Ports) -> Result<Started, Failure> {
+    let registered = Registered::write(args, ports, &server.config)?;
+    let mut sidecar = start_sidecar(args, ports, server)?;
+    let teller = sidecar.teller();
+    tokio::select! {
+        started = sidecar::started(&teller, loopback(ports.public_admin)) => started?,
+        failure = sidecar.failure() => return Err(failure),
+    }
+    Ok(Started {
+        ports,
+        sidecar,
+        _registered: registered,
+    })
 }
 
 /// The time that the sidecar has to finish what the application's clients still read.
@@ -332,6 +371,14 @@ fn killed_by(signal: i32) -> u8 {
 impl Args {
     fn account(&self) -> &str {
         self.service_account.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Whether a start failed because of a taken port that nobody has asked for.
+    fn may_choose_other_ports(&self, failure: &Failure) -> bool {
+        let asked_for = self.to.iter().filter_map(|to| to.local_port);
+        let mut asked_for = asked_for.map(|port| format!("127.0.0.1:{port} is in use"));
+        failure.message.contains(" is in use")
+            && !asked_for.any(|taken| failure.message.contains(&taken))
     }
 
     /// The Service and Workload documents. `owner` is the process that removes them.
@@ -532,6 +579,19 @@ spec:
             "run --name web --port 1 --to = -- x",
         ] {
             assert!(Line::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn other_ports_are_tried_unless_asked_for() {
+        let args = args("run --name web --port 8080 --to a=7000 --to b -- ./web");
+        for (message, expect) in [
+            ("error=127.0.0.1:14001 is in use by another process", true),
+            ("error=127.0.0.1:7000 is in use by another process", false),
+            ("the sidecar has ended", false),
+        ] {
+            let failure = Failure::new(Exit::Problems, message);
+            assert_eq!(args.may_choose_other_ports(&failure), expect, "{message}");
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::process::Command;
 use crate::internal;
 use crate::output::{Exit, Failure};
 use crate::scrape;
-use crate::supervise::Child;
+use crate::supervise::{Child, Teller};
 
 /// What a sidecar is told.
 #[derive(Debug, Clone)]
@@ -69,12 +69,37 @@ pub(crate) async fn is_ready(public_admin: SocketAddr) -> bool {
     )
 }
 
-/// Waits until the sidecar says that it is ready. Never ends if it does not; cancel safe.
-pub(crate) async fn ready(public_admin: SocketAddr) {
-    while !is_ready(public_admin).await {
-        tokio::time::sleep(Duration::from_millis(25)).await;
+/// Waits until a sidecar that has been started says that it is ready. Cancel safe.
+///
+/// # Errors
+///
+/// Another process has one of its ports; it is not ready after [`START_TIMEOUT`].
+pub(crate) async fn started(sidecar: &Teller, public_admin: SocketAddr) -> Result<(), Failure> {
+    let what = format!("{} to be ready", sidecar.name);
+    let ready = async {
+        while !is_ready(public_admin).await {
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    };
+    tokio::select! {
+        ready = in_time(&what, ready) => match ready {
+            Ok(()) => Ok(()),
+            Err(mut failure) => {
+                // Its own words are better than ours, if it can still speak.
+                if let Ok((_, why)) = scrape::fetch(public_admin, "/ready").await {
+                    failure.message += &format!(": {}", why.trim_end());
+                }
+                Err(failure)
+            }
+        },
+        line = sidecar.mentioned(PORT_TAKEN) => {
+            Err(Failure::new(Exit::Problems, format!("{} cannot listen\n    {line}", sidecar.name)))
+        }
     }
 }
+
+/// What a sidecar logs, and goes on trying, when another process has a port of its listeners.
+const PORT_TAKEN: &str = "is in use by another process";
 
 /// The time for one step of a start.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(30);

@@ -73,14 +73,10 @@ impl Child {
         })
     }
 
-    /// The name given at the start.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// A handle that hears the child independently of who owns it.
     pub(crate) fn teller(&self) -> Teller {
         Teller {
+            name: self.name.clone(),
             log: Arc::clone(&self.log),
         }
     }
@@ -144,21 +140,40 @@ impl Child {
     }
 }
 
-/// Hears what a child writes.
+/// Hears what a child writes, whoever owns the child.
 #[derive(Debug, Clone)]
 pub(crate) struct Teller {
+    /// The name of the child.
+    pub name: String,
     log: Arc<Log>,
 }
 
 impl Teller {
     /// Waits until the child has written `line`. Never ends if it does not; cancel safe.
     pub(crate) async fn said(&self, line: &str) {
+        self.heard(|have| have == line).await;
+    }
+
+    /// Waits until the child has written a line with `part` in it, and returns that. Never ends
+    /// if it does not; cancel safe.
+    pub(crate) async fn mentioned(&self, part: &str) -> String {
+        self.heard(|have| have.contains(part)).await
+    }
+
+    async fn heard(&self, wanted: impl Fn(&str) -> bool) -> String {
         loop {
             let changed = self.log.changed.notified();
-            if self.log.lines.lock().iter().any(|have| have == line) {
-                return;
+            let found = self
+                .log
+                .lines
+                .lock()
+                .iter()
+                .find(|line| wanted(line))
+                .cloned();
+            match found {
+                Some(line) => return line,
+                None => changed.await,
             }
-            changed.await;
         }
     }
 }
@@ -257,6 +272,8 @@ mod tests {
         let mut child = shell("echo ready; echo broken >&2; exit 7");
         child.teller().said("ready").await;
         assert_eq!(child.exited().await.unwrap().code(), Some(7));
+        assert_eq!(child.teller().name, "shell");
+        assert_eq!(child.teller().mentioned("oke").await, "broken");
         assert!(
             child.last_lines().contains("\n    broken"),
             "{}",

@@ -236,6 +236,23 @@ fn a_command_that_does_not_exist_is_an_error() {
 }
 
 #[test]
+fn a_local_port_that_is_taken_is_an_error() {
+    let server = Server::start();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    // The service has to exist for its local port to be opened: the workload itself will do.
+    let to = format!("a={port}");
+    let ended = server
+        .run(&["--name", "a", "--port", "9", "--to", &to, "--", "true"])
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(1), "{words}");
+    let expect = format!("127.0.0.1:{port} is in use by another process");
+    assert!(words.contains(&expect), "{words}");
+}
+
+#[test]
 fn a_server_that_was_killed_is_not_reached() {
     let mut server = Server::start();
     server.process.kill().unwrap();

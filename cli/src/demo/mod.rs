@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Subcommand;
 use futures_util::FutureExt;
-use futures_util::future::{join_all, select_all};
+use futures_util::future::{join_all, select_all, try_join_all};
 use http::{HeaderMap, Method, StatusCode};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -195,7 +195,7 @@ impl Demo {
                 self.spawn_app(member)?;
             }
         }
-        let work = workloads_ready(self.members.clone(), &self.apps);
+        let work = workloads_ready(&self.members, &self.apps, &self.sidecars);
         self.unless_one_ends(work).await?;
         self.announce(out)?;
         self.unless_one_ends(first_requests(self.members.clone()))
@@ -305,25 +305,24 @@ fn write_config(config: &std::path::Path, members: &[Member]) -> Result<(), Fail
     Ok(())
 }
 
-/// Returns once every application listens and every sidecar is ready.
+/// Returns once every application listens and every sidecar is ready, or one of them fails.
 fn workloads_ready(
-    members: Vec<Member>,
+    members: &[Member],
     apps: &[Child],
+    sidecars: &[Child],
 ) -> impl Future<Output = Result<(), Failure>> + use<> {
-    let tellers: Vec<_> = apps
-        .iter()
-        .map(|app| (app.name().to_owned(), app.teller()))
-        .collect();
+    let apps: Vec<_> = apps.iter().map(Child::teller).collect();
+    let addresses = members.iter().map(Member::public_admin_address);
+    let sidecars: Vec<_> = sidecars.iter().map(Child::teller).zip(addresses).collect();
     async move {
-        let apps = tellers.iter().map(|(name, teller)| async move {
-            in_time(&format!("{name} to listen"), teller.said(apps::READY)).await
+        let apps = apps.iter().map(|app| async move {
+            in_time(&format!("{} to listen", app.name), app.said(apps::READY)).await
         });
-        let sidecars = members.iter().map(|member| async move {
-            let what = format!("the sidecar of {} to be ready", member.role.name);
-            in_time(&what, sidecar::ready(member.public_admin_address())).await
-        });
-        let (apps, sidecars) = tokio::join!(join_all(apps), join_all(sidecars));
-        apps.into_iter().chain(sidecars).collect()
+        let sidecars = sidecars
+            .iter()
+            .map(|(teller, address)| sidecar::started(teller, *address));
+        tokio::try_join!(try_join_all(apps), try_join_all(sidecars))?;
+        Ok(())
     }
 }
 

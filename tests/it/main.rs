@@ -1,0 +1,8 @@
+//! The whole mesh in one process: control plane, sidecars and applications on loopback, on
+//! free ports and with the real clock. Each test looks at what users see: answers, the
+//! header `weft-reason`, and the metrics of the sidecars.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod http;
+mod support;

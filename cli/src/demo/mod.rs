@@ -7,6 +7,7 @@ mod bot;
 mod edges;
 mod live;
 mod mesh;
+mod queue;
 mod state;
 mod table;
 

@@ -38,6 +38,21 @@ impl Body {
     }
 }
 
+impl Body {
+    /// Counts the bytes of a body that is read from the other side.
+    pub fn count(&mut self, counter: Option<IntCounter>) {
+        if let Self::Incoming(_, bytes) = self {
+            *bytes = counter;
+        }
+    }
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Self::Empty
+    }
+}
+
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = hyper::Error;

@@ -20,6 +20,9 @@ mod snapshot;
 mod tcp;
 mod telemetry;
 mod upstream;
-pub mod util;
+mod util;
 mod worker;
 mod xds;
+
+#[cfg(test)]
+mod docs;

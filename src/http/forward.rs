@@ -1,13 +1,13 @@
 //! HOT. One request through the proxy, from its head to the head of its answer. The only
 //! place where routing, balancing and connections meet.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST},
 };
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Reason},
     snapshot::{Backend, LiveHost, normalize},
     telemetry::{Side, StreamInfo, Tls},
-    upstream::{Failed, Lease, Protocol, send, target},
+    upstream::{Lease, Protocol, send, target},
     util::Gate,
 };
 
@@ -36,30 +36,27 @@ const MAX_ATTEMPTS: usize = 4;
 const EXPECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Takes one request to its answer. Dropping the future cancels the request.
-pub(super) async fn handle(
-    connection: Arc<Connection>,
+pub(super) fn handle(
+    connection: &Arc<Connection>,
     req: Request<Incoming>,
-) -> Response<Tracked> {
-    let version = req.version();
-    let mut exchange = Exchange::new(&connection, &req);
-    let result = exchange.run(req).await;
-    let grpc = exchange.info.is_grpc;
-    let (mut response, upstream) = match result {
-        Ok(answer) => {
-            exchange.info.reason = Reason::None;
-            answer
-        }
-        Err(error) => {
-            exchange.fail(error);
-            (reply::failure(exchange.info.reason, grpc), None)
-        }
-    };
-    if version < Version::HTTP_2 && connection.worker.shared.drain.is_draining() {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
+) -> impl Future<Output = Response<Tracked>> + use<> {
+    // Made outside of the future, which is moved several times: what it starts with is kept
+    // once.
+    let mut exchange = Exchange::new(connection, req);
+    async move {
+        let (response, upstream) = match exchange.run().await {
+            Ok(answer) => {
+                exchange.info.reason = Reason::None;
+                answer
+            }
+            Err(error) => {
+                exchange.fail(error);
+                let grpc = exchange.info.is_grpc;
+                (reply::failure(exchange.info.reason, grpc), None)
+            }
+        };
+        exchange.finish(response, upstream)
     }
-    exchange.finish(response, upstream)
 }
 
 type Answer = (Response<Body>, Option<(Pick, usize, Lease)>);
@@ -67,12 +64,16 @@ type Answer = (Response<Body>, Option<(Pick, usize, Lease)>);
 /// One request and what is known of it.
 struct Exchange {
     connection: Arc<Connection>,
-    info: StreamInfo,
+    info: Box<StreamInfo>,
+    /// Until it is sent.
+    request: Option<Request<Body>>,
+    /// The client's version.
+    version: Version,
     deadline: Option<Instant>,
 }
 
 impl Exchange {
-    fn new(connection: &Arc<Connection>, req: &Request<Incoming>) -> Self {
+    fn new(connection: &Arc<Connection>, req: Request<Incoming>) -> Self {
         let authority = match req.uri().authority() {
             Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
             None => req.headers().get(HOST).cloned(),
@@ -105,14 +106,23 @@ impl Exchange {
         };
         Self {
             connection: connection.clone(),
-            info,
+            info: Box::new(info),
+            version: req.version(),
+            request: Some(req.map(|body| Body::incoming(body, None))),
             deadline: None,
         }
     }
 
-    async fn run(&mut self, req: Request<Incoming>) -> Result<Answer, Error> {
-        let authority = authority_of(&req)?;
+    /// The request as it came; only before it is prepared.
+    fn request(&mut self) -> Result<&mut Request<Body>, Error> {
+        let missing = || Error::new(Reason::Internal, "the request was sent already");
+        self.request.as_mut().ok_or_else(missing)
+    }
+
+    async fn run(&mut self) -> Result<Answer, Error> {
+        let authority = authority_of(self.request()?)?;
         let host = self.host(&authority).await?;
+        let req = self.request()?;
         let key = RequestKey {
             method: req.method(),
             uri: req.uri(),
@@ -129,7 +139,8 @@ impl Exchange {
         match &route.action {
             RouteAction::Redirect(redirect) => {
                 self.count_unrouted(&host, &route.name);
-                let to = location(redirect, req.uri(), &authority, &route.matches.path);
+                let path = &route.matches.path;
+                let to = location(redirect, &self.info.uri, &authority, path);
                 let mut response = reply::redirect(redirect.status, to);
                 route.response_headers.apply(response.headers_mut());
                 Ok((response, None))
@@ -148,14 +159,18 @@ impl Exchange {
                     let words = format!("{} does not exist or is not permitted", backend.name);
                     return Err(Error::new(Reason::BackendMissing, words));
                 };
-                if forward.terminate_connect && req.method() == Method::CONNECT {
-                    return self.connect(req, &host, cluster.clone()).await;
+                if forward.terminate_connect && self.info.method == Method::CONNECT {
+                    let connecting = self.connect(&host, cluster.clone());
+                    return Box::pin(connecting).await;
                 }
                 let weighted = &forward.clusters.clusters[chosen];
-                let mut req = self.prepare(req, route, forward, &authority, cluster)?;
-                weighted.request_headers.apply(req.request.headers_mut());
+                let (protocol, downstream) = self.prepare(route, forward, &authority, cluster)?;
+                weighted
+                    .request_headers
+                    .apply(self.request()?.headers_mut());
                 self.deadline = forward.timeout.map(|timeout| self.info.started + timeout);
-                let (mut response, upstream) = self.attempts(req, forward, cluster).await?;
+                let (pick, response, lease) = self.attempts(protocol, forward, cluster).await?;
+                let (mut response, upstream) = self.answered(response, pick, lease, downstream)?;
                 weighted.response_headers.apply(response.headers_mut());
                 route.response_headers.apply(response.headers_mut());
                 Ok((response, upstream))
@@ -169,27 +184,31 @@ impl Exchange {
             return Ok(host.clone());
         }
         let authority = normalize(authority);
-        let shared = &self.connection.worker.shared;
         let (found, lookup) = self.find_host(&authority);
         if let Some(found) = found {
             return found;
         }
         let Some(lookup) = lookup else {
-            return Err(Error::new(
-                Reason::NotReady,
-                "the route table has not arrived",
-            ));
+            let words = "the route table has not arrived";
+            return Err(Error::new(Reason::NotReady, words));
         };
+        Box::pin(self.look_up(&authority, lookup)).await
+    }
+
+    /// Asks the control plane for an authority and waits for what it says.
+    async fn look_up(&self, authority: &str, lookup: String) -> Result<Arc<LiveHost>, Error> {
+        let shared = &self.connection.worker.shared;
         let mut changes = shared.snapshots.watch();
         // The receiver is gone only when the process ends.
         let _ = shared.demand.send(lookup);
         let waiting = async {
             loop {
-                if let (Some(found), _) = self.find_host(&authority) {
+                if let (Some(found), _) = self.find_host(authority) {
                     return found;
                 }
                 if changes.changed().await.is_err() {
-                    return Err(Error::new(Reason::NotReady, "the proxy is shutting down"));
+                    let words = "the proxy is shutting down";
+                    return Err(Error::new(Reason::NotReady, words));
                 }
             }
         };
@@ -274,34 +293,33 @@ impl Exchange {
         }
     }
 
-    /// The request as it goes upstream.
+    /// Makes the request what goes upstream, and says what is spoken there.
     fn prepare(
-        &self,
-        mut req: Request<Incoming>,
+        &mut self,
         route: &Route,
         forward: &Forward,
         authority: &str,
         cluster: &Cluster,
-    ) -> Result<Prepared, Error> {
-        let websocket = req.version() == Version::HTTP_11
-            && self.connection.http().is_some_and(|http| http.websocket)
-            && wants_websocket(req.headers());
-        let protocol = match cluster.config.protocol {
-            _ if websocket => Protocol::Http1,
-            Some(HttpProtocol::Http1) => Protocol::Http1,
-            Some(HttpProtocol::Http2) => Protocol::Http2,
-            Some(HttpProtocol::Downstream) | None if req.version() == Version::HTTP_2 => {
-                Protocol::Http2
-            }
-            Some(HttpProtocol::Downstream) | None => Protocol::Http1,
-        };
-        let downstream = websocket.then(|| hyper::upgrade::on(&mut req));
+    ) -> Result<(Protocol, Option<OnUpgrade>), Error> {
+        let websockets = self.connection.http().is_some_and(|http| http.websocket);
+        let version = self.version;
         let bytes = self
             .info
             .metrics
             .as_ref()
             .map(|metrics| metrics.request_bytes().clone());
-        let (mut parts, incoming) = req.into_parts();
+        let req = self.request()?;
+        let websocket = websockets && version == Version::HTTP_11 && wants_websocket(req.headers());
+        let protocol = match cluster.config.protocol {
+            _ if websocket => Protocol::Http1,
+            Some(HttpProtocol::Http1) => Protocol::Http1,
+            Some(HttpProtocol::Http2) => Protocol::Http2,
+            Some(HttpProtocol::Downstream) | None if version == Version::HTTP_2 => Protocol::Http2,
+            Some(HttpProtocol::Downstream) | None => Protocol::Http1,
+        };
+        let downstream = websocket.then(|| hyper::upgrade::on(&mut *req));
+        let (mut parts, mut body) = std::mem::take(req).into_parts();
+        body.count(bytes);
         strip_hop_by_hop(&mut parts.headers, websocket);
         if let Some(rewrite) = &forward.path_rewrite {
             let path = rewrite_path(&parts.uri, &route.matches.path, rewrite)?;
@@ -343,32 +361,23 @@ impl Exchange {
             }
         }
         let expects = protocol == Protocol::Http1 && parts.headers.contains_key(EXPECT);
-        let body = Body::incoming(incoming, bytes);
         let mut request = Request::from_parts(parts, Body::Empty);
         *request.body_mut() = if expects {
             wait_for_continue(&mut request, body)
         } else {
             body
         };
-        Ok(Prepared {
-            request,
-            protocol,
-            downstream,
-        })
+        self.request = Some(request);
+        Ok((protocol, downstream))
     }
 
     /// Sends a request, to another endpoint as long as it was never sent.
     async fn attempts(
         &mut self,
-        prepared: Prepared,
+        protocol: Protocol,
         forward: &Forward,
         cluster: &Arc<Cluster>,
-    ) -> Result<Answer, Error> {
-        let Prepared {
-            mut request,
-            protocol,
-            downstream,
-        } = prepared;
+    ) -> Result<(Pick, Response<Incoming>, Lease), Error> {
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut last = None;
         loop {
@@ -382,24 +391,23 @@ impl Exchange {
             {
                 metrics.retried();
             }
-            match self.attempt(&pick, protocol, forward, request).await {
+            match self.attempt(&pick, protocol, forward).await {
                 Ok((response, lease)) => {
                     if last.is_some()
                         && let Some(metrics) = &self.info.metrics
                     {
                         metrics.recovered();
                     }
-                    return self.answered(response, pick, lease, downstream);
+                    return Ok((pick, response, lease));
                 }
-                Err(Failed { error, unsent }) => {
+                Err(error) => {
                     pick.failed();
                     if let Some(metrics) = &self.info.metrics {
                         metrics.attempt(error.reason);
                     }
                     tried.push(pick.endpoint.dest.address);
-                    match unsent {
-                        Some(unsent) if tried.len() < MAX_ATTEMPTS => request = unsent,
-                        _ => return Err(error),
+                    if self.request.is_none() || tried.len() == MAX_ATTEMPTS {
+                        return Err(error);
                     }
                     last = Some(error);
                 }
@@ -412,43 +420,36 @@ impl Exchange {
         pick: &Pick,
         protocol: Protocol,
         forward: &Forward,
-        request: Request<Body>,
-    ) -> Result<(Response<Incoming>, Lease), Failed> {
-        let worker = self.connection.worker.clone();
-        let pool = pick.endpoint.pool(worker.id);
+    ) -> Result<(Response<Incoming>, Lease), Error> {
+        let pool = pick.endpoint.pool(self.connection.worker.id);
         let per_try = forward
             .per_try_timeout
             .map(|timeout| Instant::now() + timeout);
-        let started = Instant::now();
-        self.info.wait_begins();
-        let sending = send(
-            &worker.connector,
-            &pick.endpoint.dest,
-            pool,
-            protocol,
-            request,
-        );
-        let result = match (self.deadline, per_try) {
-            (None, None) => sending.await,
-            (deadline, per_try) => {
-                let (due, reason) = match (deadline, per_try) {
-                    (Some(whole), Some(one)) if one < whole => (one, Reason::AttemptTimeout),
-                    (None, Some(one)) => (one, Reason::AttemptTimeout),
-                    (Some(whole), _) => (whole, Reason::RequestTimeout),
-                    (None, None) => unreachable!("one of the two is set"),
-                };
-                timeout_at(due, sending).await.unwrap_or_else(|_| {
-                    let words = format!("{}: no answer in time", pick.endpoint.dest.address);
-                    Err(Failed {
-                        error: Error::new(reason, words),
-                        unsent: None,
-                    })
-                })
+        let (due, reason) = match (self.deadline, per_try) {
+            (Some(whole), Some(one)) if one < whole => (Some(one), Reason::AttemptTimeout),
+            (None, Some(one)) => (Some(one), Reason::AttemptTimeout),
+            (whole, _) => (whole, Reason::RequestTimeout),
+        };
+        let started = self.info.wait_begins();
+        let connector = &self.connection.worker.connector;
+        let dest = &pick.endpoint.dest;
+        let result = {
+            // Pinned once: two branches that each owned it would double the future.
+            let mut sending = pin!(send(connector, dest, pool, protocol, &mut self.request));
+            match due {
+                None => sending.await,
+                Some(due) => timeout_at(due, sending.as_mut()).await.unwrap_or_else(|_| {
+                    let words = format!("{}: no answer in time", dest.address);
+                    Err(Error::new(reason, words))
+                }),
             }
         };
         self.info.wait_ends();
         if result.is_ok() {
             pick.answered(started.elapsed());
+        } else if due.is_some_and(|due| due <= Instant::now()) {
+            // The time is up, wherever the request is.
+            self.request = None;
         }
         result
     }
@@ -459,7 +460,7 @@ impl Exchange {
         response: Response<Incoming>,
         pick: Pick,
         lease: Lease,
-        downstream: Option<hyper::upgrade::OnUpgrade>,
+        downstream: Option<OnUpgrade>,
     ) -> Result<Answer, Error> {
         if let Some(metrics) = &self.info.metrics {
             metrics.attempt(Reason::None);
@@ -488,17 +489,16 @@ impl Exchange {
     /// Ends a CONNECT here: a TCP connection to the service, or HTTP inside the tunnel.
     async fn connect(
         &mut self,
-        mut req: Request<Incoming>,
         host: &Arc<LiveHost>,
         cluster: Arc<Cluster>,
     ) -> Result<Answer, Error> {
-        if req.version() >= Version::HTTP_2 || self.connection.only_host.is_some() {
+        if self.version >= Version::HTTP_2 || self.connection.only_host.is_some() {
             return Err(Error::new(
                 Reason::ClientProtocolError,
                 "CONNECT needs HTTP/1.1 here",
             ));
         }
-        let downstream = hyper::upgrade::on(&mut req);
+        let downstream = hyper::upgrade::on(self.request()?);
         if !cluster.is_tcp_only() {
             tunnel::connect_http(downstream, &self.connection, host.clone());
             return Ok((Response::new(Body::Empty), None));
@@ -523,8 +523,8 @@ impl Exchange {
     }
 
     /// Moves the record to whoever carries the stream on; a blank one stays behind.
-    fn hand_over(&mut self, status: StatusCode) -> StreamInfo {
-        let mut info = self.info.split();
+    fn hand_over(&mut self, status: StatusCode) -> Box<StreamInfo> {
+        let mut info = Box::new(self.info.split());
         info.code = status.as_u16();
         info.reason = Reason::None;
         info
@@ -542,9 +542,13 @@ impl Exchange {
     /// Hands the record to the body: from here on the stream ends with it.
     fn finish(
         mut self,
-        response: Response<Body>,
+        mut response: Response<Body>,
         upstream: Option<(Pick, usize, Lease)>,
     ) -> Response<Tracked> {
+        if self.version < Version::HTTP_2 && self.connection.worker.shared.drain.is_draining() {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
         self.info.code = response.status().as_u16();
         self.count_unknown();
         self.info.head_sent();
@@ -565,17 +569,9 @@ impl Exchange {
     }
 }
 
-/// A request ready to be sent.
-struct Prepared {
-    request: Request<Body>,
-    protocol: Protocol,
-    /// The client's side of a WebSocket, should the server switch.
-    downstream: Option<hyper::upgrade::OnUpgrade>,
-}
-
 /// The one authority of a request. Two that differ are refused: router, policy and
 /// application must not read different ones.
-fn authority_of(req: &Request<Incoming>) -> Result<String, Error> {
+fn authority_of(req: &Request<Body>) -> Result<String, Error> {
     let bad = |words: &str| Error::new(Reason::ClientProtocolError, words);
     let mut hosts = req.headers().get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {

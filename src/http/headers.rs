@@ -21,6 +21,18 @@ const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 /// `Connection` names and those that always are. `TE: trailers` stays: both hops can carry
 /// trailers, and gRPC demands it.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
+    // Most messages have none of them: one look at each name is cheaper than a lookup of
+    // each field.
+    let any = headers.keys().any(|name| {
+        [CONNECTION, UPGRADE, TE, TRANSFER_ENCODING].contains(name)
+            || [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS].contains(name)
+    });
+    if any || keep_upgrade {
+        strip(headers, keep_upgrade);
+    }
+}
+
+fn strip(headers: &mut HeaderMap, keep_upgrade: bool) {
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -97,7 +109,10 @@ pub(super) fn rewrite_path(
 /// become `/x`, not `//x`.
 fn replace_prefix<'a>(path: &'a str, matcher: &PathMatcher, to: &str) -> Cow<'a, str> {
     let matched = match matcher {
-        PathMatcher::Exact(m) | PathMatcher::Prefix(m) | PathMatcher::Segments(m) => m.len(),
+        // A prefix that ends in a slash ends before it: `/` to `/xyz` makes `/bar` become
+        // `/xyz/bar` (Gateway API, HTTPPathModifier).
+        PathMatcher::Prefix(m) => m.strip_suffix('/').unwrap_or(m).len(),
+        PathMatcher::Exact(m) | PathMatcher::Segments(m) => m.len(),
         PathMatcher::Regex(_) => path.len(),
         PathMatcher::Connect => 0,
     };
@@ -238,7 +253,9 @@ mod tests {
             ("/v2/x", segments("/v2"), "/v3", "/v3/x"),
             ("/v2/x", segments("/v2"), "/v3/", "/v3/x"),
             ("/v2/", segments("/v2"), "/v3", "/v3/"),
-            ("/x", PathMatcher::Prefix("/".into()), "/a", "/ax"),
+            ("/x", PathMatcher::Prefix("/".into()), "/a", "/a/x"),
+            ("/", PathMatcher::Prefix("/".into()), "/a", "/a/"),
+            ("/v1x", PathMatcher::Prefix("/v1".into()), "/v2", "/v2x"),
             ("/x", PathMatcher::Prefix("/".into()), "/a/", "/a/x"),
         ] {
             assert_eq!(

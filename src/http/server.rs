@@ -23,7 +23,6 @@ pub enum HttpVersion {
 
 /// A client that does not finish a request head in this time is cut.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-const MAX_HEADERS: usize = 256;
 const MAX_HEADER_BYTES: u32 = 64 * 1024;
 const MAX_STREAMS: u32 = 250;
 /// One stalled stream must not stop the others: 16 stream windows fit.
@@ -38,8 +37,8 @@ pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
     let phases = connection.worker.shared.drain.watch();
     let context = connection.clone();
     let service = service_fn(move |req| {
-        let context = context.clone();
-        async move { Ok::<_, Infallible>(handle(context, req).await) }
+        let answer = handle(&context, req);
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     let io = TokioIo::new(io);
     let result = match version {
@@ -47,7 +46,6 @@ pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
             let serving = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
-                .max_headers(MAX_HEADERS)
                 .preserve_header_case(true)
                 .serve_connection(io, service)
                 .with_upgrades();

@@ -23,7 +23,7 @@ pub struct Tracked {
 
 #[derive(Debug)]
 pub(super) struct Stream {
-    pub(super) info: StreamInfo,
+    pub(super) info: Box<StreamInfo>,
     /// The endpoint, the worker whose pool the connection is from, and the connection.
     pub(super) upstream: Option<(Pick, usize, Lease)>,
     /// When the request's time is up.

@@ -20,7 +20,7 @@ use crate::{
 pub(super) fn splice(
     downstream: OnUpgrade,
     upstream: OnUpgrade,
-    info: StreamInfo,
+    info: Box<StreamInfo>,
     held: (Pick, Lease),
 ) {
     tokio::spawn(async move {
@@ -50,7 +50,7 @@ pub(super) fn splice(
 pub(super) fn connect_tcp(
     downstream: OnUpgrade,
     mut upstream: Io,
-    info: StreamInfo,
+    info: Box<StreamInfo>,
     held: Pick,
     metrics: ConnectionMetrics,
 ) {

@@ -116,9 +116,11 @@ impl StreamInfo {
         }
     }
 
-    /// The wait for the upstream begins.
-    pub fn wait_begins(&mut self) {
-        self.waiting = Some(Instant::now());
+    /// The wait for the upstream begins, now.
+    pub fn wait_begins(&mut self) -> Instant {
+        let now = Instant::now();
+        self.waiting = Some(now);
+        now
     }
 
     /// The wait for the upstream is over.

@@ -129,7 +129,6 @@ impl Pool {
         let io = connector.connect(dest, AppProtocol::Http1).await?;
         let (send, connection) = http1::Builder::new()
             .preserve_header_case(true)
-            .max_headers(256)
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| Error::new(Reason::PeerClosed, error.to_string()))?;

@@ -22,30 +22,23 @@ pub enum Protocol {
     Http2,
 }
 
-/// A request without an answer.
-#[derive(Debug)]
-pub struct Failed {
-    /// Why.
-    pub error: Error,
-    /// The request, if not one byte of it can have been processed.
-    pub unsent: Option<Request<Body>>,
-}
-
-/// Sends a request and waits for the head of the answer. Dropping the future resets the
-/// stream (HTTP/2) or closes the connection (HTTP/1.1).
+/// Sends the request and waits for the head of the answer. After an error the request is
+/// still there if, and only if, not one byte of it can have been processed. Dropping the
+/// future resets the stream (HTTP/2) or closes the connection (HTTP/1.1).
 ///
 /// # Errors
-/// With the reason; see [`Failed::unsent`].
+/// With the reason.
 pub async fn send(
     connector: &Connector,
     dest: &Dest,
     pool: &Pool,
     protocol: Protocol,
-    req: Request<Body>,
-) -> Result<(Response<Incoming>, Lease), Failed> {
+    req: &mut Option<Request<Body>>,
+) -> Result<(Response<Incoming>, Lease), Error> {
     match protocol {
         Protocol::Http1 => send_http1(connector, dest, pool, req).await,
-        Protocol::Http2 => send_http2(connector, dest, pool, req).await,
+        // Boxed: the future of a request is moved several times, and most need less room.
+        Protocol::Http2 => Box::pin(send_http2(connector, dest, pool, req)).await,
     }
 }
 
@@ -53,41 +46,27 @@ async fn send_http1(
     connector: &Connector,
     dest: &Dest,
     pool: &Pool,
-    mut req: Request<Body>,
-) -> Result<(Response<Incoming>, Lease), Failed> {
+    req: &mut Option<Request<Body>>,
+) -> Result<(Response<Incoming>, Lease), Error> {
     loop {
         let idle = pool.take_idle();
         let reused = idle.is_some();
         let mut sender = match idle {
             Some(sender) => sender,
-            None => match Pool::open_http1(connector, dest).await {
-                Ok(sender) => sender,
-                Err(error) => {
-                    return Err(Failed {
-                        error,
-                        unsent: Some(req),
-                    });
-                }
-            },
+            None => Box::pin(Pool::open_http1(connector, dest)).await?,
         };
-        match sender.try_send_request(req).await {
+        let Some(request) = req.take() else {
+            return Err(already_sent());
+        };
+        match sender.try_send_request(request).await {
             Ok(response) => return Ok((response, Lease::Http1(sender))),
-            Err(mut failed) => match failed.take_message() {
-                // The kept connection died while idle: the next one, or a new one.
-                Some(unsent) if reused => req = unsent,
-                Some(unsent) => {
-                    return Err(Failed {
-                        error: reason_of(failed.error()),
-                        unsent: Some(unsent),
-                    });
+            Err(mut failed) => {
+                *req = failed.take_message();
+                // A kept connection that died while idle: the next one, or a new one.
+                if req.is_none() || !reused {
+                    return Err(reason_of(failed.error()));
                 }
-                None => {
-                    return Err(Failed {
-                        error: reason_of(failed.error()),
-                        unsent: None,
-                    });
-                }
-            },
+            }
         }
     }
 }
@@ -96,38 +75,31 @@ async fn send_http2(
     connector: &Connector,
     dest: &Dest,
     pool: &Pool,
-    mut req: Request<Body>,
-) -> Result<(Response<Incoming>, Lease), Failed> {
-    *req.version_mut() = Version::HTTP_2;
+    req: &mut Option<Request<Body>>,
+) -> Result<(Response<Incoming>, Lease), Error> {
     // A connection that is going away gives its unsent requests back; a fresh one takes them.
     let mut moved = 0;
     loop {
-        let guard = match pool.http2(connector, dest).await {
-            Ok(guard) => guard,
-            Err(error) => {
-                return Err(Failed {
-                    error,
-                    unsent: Some(req),
-                });
-            }
+        let guard = pool.http2(connector, dest).await?;
+        let Some(request) = req.take() else {
+            return Err(already_sent());
         };
-        match guard.sender().try_send_request(req).await {
+        match guard.sender().try_send_request(request).await {
             Ok(response) => return Ok((response, Lease::Http2 { _stream: guard })),
-            Err(mut failed) => match failed.take_message() {
-                Some(unsent) if moved < 2 => {
-                    pool.forget(&guard);
-                    moved += 1;
-                    req = unsent;
+            Err(mut failed) => {
+                *req = failed.take_message();
+                if req.is_none() || moved == 2 {
+                    return Err(reason_of(failed.error()));
                 }
-                unsent => {
-                    return Err(Failed {
-                        error: reason_of(failed.error()),
-                        unsent,
-                    });
-                }
-            },
+                pool.forget(&guard);
+                moved += 1;
+            }
         }
     }
+}
+
+fn already_sent() -> Error {
+    Error::new(Reason::Internal, "a request was to be sent twice")
 }
 
 /// The reason of a failure after the connection was made.

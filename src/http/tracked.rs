@@ -12,7 +12,13 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 
 use super::reply::{grpc_status, grpc_trailers};
-use crate::{body::Body, cluster::Pick, error::Reason, telemetry::StreamInfo, upstream::Lease};
+use crate::{
+    body::Body,
+    cluster::Pick,
+    error::Reason,
+    telemetry::StreamInfo,
+    upstream::{Lease, reason_of},
+};
 
 /// A response body with everything that ends when it ends.
 #[derive(Debug)]
@@ -122,14 +128,11 @@ impl HttpBody for Tracked {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                let reason = if error.is_parse() || error.is_user() {
-                    Reason::PeerProtocolError
-                } else if error.is_incomplete_message() || error.is_closed() {
-                    Reason::PeerClosed
-                } else {
-                    Reason::PeerReset
-                };
-                this.broken(reason, format!("while the response streamed: {error}"))
+                let error = reason_of(&error);
+                this.broken(
+                    error.reason,
+                    format!("while the response streamed: {}", error.detail),
+                )
             }
             None => {
                 this.complete();

@@ -266,7 +266,7 @@ impl Linker {
         side: Side,
         previous: Option<&Arc<LiveHost>>,
     ) -> Arc<LiveHost> {
-        let (service, namespace) = service_of(&config.name);
+        let (service, namespace) = service_of(config);
         let routes: Vec<Vec<Backend>> = config
             .routes
             .iter()
@@ -547,8 +547,16 @@ fn same_clusters(a: &[Vec<Backend>], b: &[Vec<Backend>]) -> bool {
             .all(|(a, b)| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)))
 }
 
-/// Service and namespace of a virtual host named `outbound/post.blog:80`.
-fn service_of(name: &str) -> (&str, &str) {
+/// Service and namespace that a virtual host is of. Its CONNECT route goes to the service's
+/// own cluster, however the client wrote the authority; without one its name tells.
+fn service_of(host: &VirtualHost) -> (&str, &str) {
+    let own = host.routes.iter().find_map(|route| match &route.action {
+        RouteAction::Forward(forward) if forward.terminate_connect => {
+            forward.clusters.clusters.first()
+        }
+        _ => None,
+    });
+    let name = own.map_or(&*host.name, |cluster| &*cluster.name);
     let name = name.rsplit_once('/').map_or(name, |(_, name)| name);
     let host = name.rsplit_once(':').map_or(name, |(host, _)| host);
     host.split_once('.').unwrap_or((host, ""))

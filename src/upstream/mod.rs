@@ -6,4 +6,4 @@ mod send;
 
 pub use connect::{Connector, Dest, TlsTarget};
 pub use pool::{Lease, Pool};
-pub use send::{Protocol, send, target};
+pub use send::{Protocol, reason_of, send, target};

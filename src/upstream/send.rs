@@ -102,8 +102,8 @@ fn already_sent() -> Error {
     Error::new(Reason::Internal, "a request was to be sent twice")
 }
 
-/// The reason of a failure after the connection was made.
-fn reason_of(error: &hyper::Error) -> Error {
+/// The reason of a failure after the connection was made, before the answer or within it.
+pub fn reason_of(error: &hyper::Error) -> Error {
     let text = text_of(error);
     let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -118,8 +118,11 @@ fn reason_of(error: &hyper::Error) -> Error {
             return Error::new(reason, text);
         }
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            use std::io::ErrorKind::{ConnectionReset, InvalidData, InvalidInput};
             let reason = match io.kind() {
-                std::io::ErrorKind::ConnectionReset => Reason::PeerReset,
+                ConnectionReset => Reason::PeerReset,
+                // How the decoder of chunks says that they are malformed.
+                InvalidData | InvalidInput => Reason::PeerProtocolError,
                 _ => Reason::PeerClosed,
             };
             return Error::new(reason, text);

@@ -4,5 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod grpc;
 mod http;
 mod support;
+mod tidy;
+mod upgrade;

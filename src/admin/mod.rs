@@ -34,6 +34,8 @@ pub struct Status {
     pub rejected: Mutex<BTreeMap<String, String>>,
     /// Listeners that could not be opened, by name.
     pub listeners: Mutex<BTreeMap<Arc<str>, String>>,
+    /// Listeners whose clusters or routes have not arrived.
+    pub waiting: Mutex<Vec<Arc<str>>>,
     /// Listeners that accept connections.
     pub bound: Mutex<BTreeMap<Arc<str>, std::net::SocketAddr>>,
     /// Somebody asks for a shutdown.
@@ -237,6 +239,9 @@ pub fn readiness(shared: &Shared, status: &Status) -> Result<(), String> {
             format!("no configuration yet: {}", status.disconnected.lock())
         };
         return Err(why);
+    }
+    if let Some(name) = status.waiting.lock().first() {
+        return Err(format!("listener {name}: what it refers to has not arrived"));
     }
     Ok(())
 }

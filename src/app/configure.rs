@@ -248,7 +248,11 @@ impl Configuration {
                 .send(Command::Unsubscribe(*kind, name.clone()));
         }
         self.subscribed = wanted;
+        // In between, `/ready` must not look better than it is.
+        let waiting = self.linker.waiting();
+        self.status.waiting.lock().extend(waiting.iter().cloned());
         self.open_listeners();
+        *self.status.waiting.lock() = waiting;
     }
 
     fn open_listeners(&self) {

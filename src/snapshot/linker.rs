@@ -173,6 +173,16 @@ impl Linker {
         (snapshot, wanted)
     }
 
+    /// Listeners that wait for what they refer to, as of the last [`Self::link`].
+    #[must_use]
+    pub fn waiting(&self) -> Vec<Arc<str>> {
+        let names = self.listeners.keys();
+        names
+            .filter(|name| !self.live.listeners.contains_key(*name))
+            .cloned()
+            .collect()
+    }
+
     fn link_clusters(&self) -> HashMap<Arc<str>, Arc<Cluster>> {
         let mut clusters = HashMap::new();
         for (name, known) in &self.clusters {

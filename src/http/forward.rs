@@ -558,7 +558,8 @@ impl Exchange {
         }
         let deadline = self
             .deadline
-            .filter(|_| !http_body::Body::is_end_stream(response.body()))
+            // Of the server's answer only: ours, which may say that the time is up, is whole.
+            .filter(|_| upstream.is_some() && !http_body::Body::is_end_stream(response.body()))
             .map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
         let stream = Stream {
             info: self.info,

@@ -6,6 +6,8 @@
 
 mod grpc;
 mod http;
+mod routing;
 mod support;
+mod tcp;
 mod tidy;
 mod upgrade;

@@ -86,7 +86,12 @@ impl Workload {
 
     /// Where the first upstream is.
     pub(crate) fn local(&self) -> SocketAddr {
-        loopback(self.upstreams[0].1)
+        self.local_of(0)
+    }
+
+    /// Where an upstream is.
+    pub(crate) fn local_of(&self, index: usize) -> SocketAddr {
+        loopback(self.upstreams[index].1)
     }
 
     /// Where peers connect for the first port.

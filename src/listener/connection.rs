@@ -8,6 +8,7 @@ use crate::{
     cluster::Pick,
     config::{AppProtocol, DownstreamTls, Filter, TransportProtocol},
     detect::{self, Detected},
+    drain::Phase,
     error::{Error, Reason},
     http::{self, Connection, HttpVersion},
     identity,
@@ -23,6 +24,8 @@ const FIRST_BYTE: Duration = Duration::from_secs(10);
 /// In permissive mode a client that says nothing for this long speaks a protocol in which
 /// the server begins; a TLS client begins at once.
 const SERVER_FIRST: Duration = Duration::from_millis(50);
+/// What a client that has just connected has for its first byte when the sockets close.
+const LAST_CHANCE: Duration = Duration::from_millis(500);
 /// Endpoints that are tried for one TCP connection.
 const MAX_ATTEMPTS: usize = 4;
 
@@ -82,6 +85,27 @@ async fn secured(
         (false, true) => plain(worker, listener, tcp.into()).await,
         (false, false) => refuse_plaintext(worker, &listener, tcp).await,
     }
+}
+
+/// Waits for what a client says first. At the end of a shutdown nobody waits for a client
+/// that says nothing: it would use up the grace period.
+async fn unless_closing<T>(
+    worker: &Worker,
+    first: impl Future<Output = std::io::Result<T>>,
+) -> Result<T, Error> {
+    tokio::select! {
+        first = first => first.map_err(|error| Error::new(Reason::ClientClosed, error.to_string())),
+        error = closing(worker) => Err(error),
+    }
+}
+
+/// Ends shortly after idle connections are to be closed.
+async fn closing(worker: &Worker) -> Error {
+    let mut phases = worker.shared.drain.watch();
+    // The sender lives as long as the process.
+    let _ = phases.wait_for(|now| *now >= Phase::Closing).await;
+    tokio::time::sleep(LAST_CHANCE).await;
+    Error::new(Reason::ClientClosed, "no byte until the shutdown")
 }
 
 /// Plaintext on a strict port: not a byte reaches the application. A client that speaks
@@ -151,9 +175,7 @@ async fn terminate(
     let (io, protocol) = match protocol {
         Some(protocol) => (io, protocol),
         None => {
-            let detected = detect::read(io).await;
-            let (io, detected) =
-                detected.map_err(|error| Error::new(Reason::ClientClosed, error.to_string()))?;
+            let (io, detected) = unless_closing(worker, detect::read(io)).await?;
             (io, protocol_of(detected))
         }
     };
@@ -201,17 +223,13 @@ async fn plain(worker: &Arc<Worker>, listener: Arc<LiveListener>, io: Io) -> Res
                 dispatch(worker, listener, tcp, io, AppProtocol::Tcp, identity).await
             }
             LiveFilter::Http(_) | LiveFilter::Rds(_) => {
-                let (io, protocol) = detect::http(io)
-                    .await
-                    .map_err(|error| Error::new(Reason::ClientClosed, error.to_string()))?;
+                let (io, protocol) = unless_closing(worker, detect::http(io)).await?;
                 dispatch(worker, listener, http, io, protocol, identity).await
             }
         },
         (Some(http), Some(tcp)) => race(worker, listener, io, http, tcp).await,
         (Some(http), None) => {
-            let (io, protocol) = detect::http(io)
-                .await
-                .map_err(|error| Error::new(Reason::ClientClosed, error.to_string()))?;
+            let (io, protocol) = unless_closing(worker, detect::http(io)).await?;
             dispatch(worker, listener, http, io, protocol, identity).await
         }
         (None, Some(tcp)) => dispatch(worker, listener, tcp, io, AppProtocol::Tcp, identity).await,
@@ -242,6 +260,7 @@ async fn race(
     };
     let mut opening: Pin<Box<dyn Future<Output = _> + Send + '_>> =
         Box::pin(open(worker, backends));
+    let mut closing = std::pin::pin!(closing(worker));
     let detected = loop {
         match detect::classify(&seen) {
             Detected::NeedMore => {}
@@ -259,6 +278,7 @@ async fn race(
                     break Detected::Opaque;
                 }
             }
+            error = &mut closing => return Err(error),
         }
     };
     let protocol = protocol_of(detected);

@@ -13,9 +13,10 @@ use prometheus::IntCounter;
 use crate::util::Gate;
 
 /// A request or response body.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum Body {
     /// No bytes.
+    #[default]
     Empty,
     /// One buffer, made here.
     Full(Bytes),
@@ -44,12 +45,6 @@ impl Body {
         if let Self::Incoming(_, bytes) = self {
             *bytes = counter;
         }
-    }
-}
-
-impl Default for Body {
-    fn default() -> Self {
-        Self::Empty
     }
 }
 

@@ -145,8 +145,12 @@ impl<'a> Parser<'a> {
     }
 
     fn reject_unknown(&mut self) {
+        // Kubernetes sets these for a Service that is called weft-proxy.
+        let of_kubernetes = |name: &str| {
+            name.starts_with("SERVICE_") || name == "PORT" || name.starts_with("PORT_")
+        };
         for name in self.settings.keys() {
-            if !SETTINGS.iter().any(|(known, ..)| known == name) {
+            if !SETTINGS.iter().any(|(known, ..)| known == name) && !of_kubernetes(name) {
                 let known: Vec<&str> = SETTINGS.iter().map(|(known, ..)| *known).collect();
                 self.errors.push(format!(
                     "WEFT_PROXY_{name} is no setting; there are {}",
@@ -156,10 +160,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn value<T: FromStr>(&mut self, name: &str, wanted: &str) -> T
-    where
-        T: Fallback,
-    {
+    fn value<T: FromStr + Fallback>(&mut self, name: &str, wanted: &str) -> T {
         let text = self.text(name);
         text.parse().unwrap_or_else(|_| {
             self.errors
@@ -289,6 +290,13 @@ mod tests {
         assert_eq!(b.admin.to_string(), "127.0.0.1:14000");
         assert_eq!(b.workers, 1);
         assert_eq!(b.grace.as_secs(), 30);
+    }
+
+    #[test]
+    fn variables_of_kubernetes_are_no_settings() {
+        for name in ["SERVICE_HOST", "SERVICE_PORT", "PORT", "PORT_80_TCP_ADDR"] {
+            assert!(parse(&[(name, "tcp://10.0.0.1:80")]).is_ok(), "{name}");
+        }
     }
 
     #[test]

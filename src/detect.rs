@@ -1,8 +1,9 @@
 //! What a connection speaks, by its first bytes.
 
-use std::io;
+use std::{io, time::Duration};
 
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use crate::{config::AppProtocol, io::Io};
 
@@ -110,11 +111,18 @@ pub async fn read(mut io: Io) -> io::Result<(Io, Detected)> {
 /// difference, and what is malformed is for the HTTP/1 parser to refuse.
 ///
 /// # Errors
-/// When the connection fails or ends before its first byte.
-pub async fn http(mut io: Io) -> io::Result<(Io, AppProtocol)> {
+/// When the connection fails or ends before its first byte, says nothing for `idle`, or
+/// does not finish a preface in 10 s.
+pub async fn http(mut io: Io, idle: Option<Duration>) -> io::Result<(Io, AppProtocol)> {
     let mut seen = Vec::new();
+    let mut patience = idle;
     loop {
-        if io.read_more(&mut seen).await? == 0 {
+        let reading = io.read_more(&mut seen);
+        let read = match patience {
+            Some(patience) => timeout(patience, reading).await?,
+            None => reading.await,
+        };
+        if read? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let common = seen.len().min(PREFACE.len());
@@ -124,8 +132,12 @@ pub async fn http(mut io: Io) -> io::Result<(Io, AppProtocol)> {
         if common == PREFACE.len() {
             return Ok((io.rewind(Bytes::from(seen)), AppProtocol::Http2));
         }
+        patience = Some(PREFACE_PATIENCE);
     }
 }
+
+/// A client that has begun a preface finishes it in this time.
+const PREFACE_PATIENCE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,10 @@
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -20,6 +24,8 @@ use tokio_rustls::TlsStream;
 #[derive(Debug)]
 pub struct Io {
     prefix: Bytes,
+    /// Counts the bytes that are read, prefix included.
+    received: Option<Arc<AtomicU64>>,
     stream: Stream,
 }
 
@@ -34,6 +40,7 @@ impl From<TcpStream> for Io {
     fn from(stream: TcpStream) -> Self {
         Self {
             prefix: Bytes::new(),
+            received: None,
             stream: Stream::Tcp(stream),
         }
     }
@@ -43,6 +50,7 @@ impl From<TlsStream<TcpStream>> for Io {
     fn from(stream: TlsStream<TcpStream>) -> Self {
         Self {
             prefix: Bytes::new(),
+            received: None,
             stream: Stream::Tls(Box::new(stream)),
         }
     }
@@ -52,6 +60,7 @@ impl From<Upgraded> for Io {
     fn from(upgraded: Upgraded) -> Self {
         Self {
             prefix: Bytes::new(),
+            received: None,
             stream: Stream::Tunnel(Box::new(TokioIo::new(upgraded))),
         }
     }
@@ -63,6 +72,13 @@ impl Io {
     pub fn rewind(mut self, bytes: Bytes) -> Self {
         debug_assert!(self.prefix.is_empty(), "rewound twice");
         self.prefix = bytes;
+        self
+    }
+
+    /// Counts what is read from here on.
+    #[must_use]
+    pub fn counted(mut self, received: Arc<AtomicU64>) -> Self {
+        self.received = Some(received);
         self
     }
 
@@ -81,17 +97,24 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.prefix.is_empty() {
+        let before = buf.filled().len();
+        let polled = if self.prefix.is_empty() {
+            match &mut self.stream {
+                Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+                Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+                Stream::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
+            }
+        } else {
             let n = self.prefix.len().min(buf.remaining());
             buf.put_slice(&self.prefix[..n]);
             self.prefix.advance(n);
-            return Poll::Ready(Ok(()));
+            Poll::Ready(Ok(()))
+        };
+        if let Some(received) = &self.received {
+            let n = buf.filled().len() - before;
+            received.fetch_add(n as u64, Ordering::Relaxed);
         }
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
+        polled
     }
 }
 

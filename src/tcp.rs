@@ -47,7 +47,7 @@ where
 {
     let mut up = Half::new(metrics.map(ConnectionMetrics::received));
     let mut down = Half::new(metrics.map(ConnectionMetrics::sent));
-    let mut timer = idle.map(|idle| IdleTimer::new(idle));
+    let mut timer = idle.map(IdleTimer::new);
     let reason = poll_fn(|cx| {
         let before = (up.total, down.total);
         let to_server = up.poll(cx, client, server);

@@ -241,7 +241,9 @@ pub fn readiness(shared: &Shared, status: &Status) -> Result<(), String> {
         return Err(why);
     }
     if let Some(name) = status.waiting.lock().first() {
-        return Err(format!("listener {name}: what it refers to has not arrived"));
+        return Err(format!(
+            "listener {name}: what it refers to has not arrived"
+        ));
     }
     Ok(())
 }

@@ -32,7 +32,10 @@ const EXPIRE: u64 = 30;
 
 /// The stop signals of all open sockets, by listener.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Stops(Arc<Mutex<BTreeMap<Arc<str>, (SocketAddr, watch::Sender<bool>)>>>);
+pub(super) struct Stops(Arc<Mutex<BTreeMap<Arc<str>, Open>>>);
+
+/// An open socket: where, and how to close it.
+type Open = (SocketAddr, watch::Sender<bool>);
 
 impl Stops {
     /// Stops accepting everywhere.

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Connection, Routes,
     headers::{location, rewrite_path, strip_hop_by_hop, wants_websocket},
+    pulse::ActiveGuard,
     reply::{self, grpc_status, is_grpc},
     tracked::{Stream, Tracked},
     tunnel,
@@ -65,6 +66,7 @@ type Answer = (Response<Body>, Option<(Pick, usize, Lease)>);
 struct Exchange {
     connection: Arc<Connection>,
     info: Box<StreamInfo>,
+    active: ActiveGuard,
     /// Until it is sent.
     request: Option<Request<Body>>,
     /// The client's version.
@@ -107,6 +109,7 @@ impl Exchange {
         Self {
             connection: connection.clone(),
             info: Box::new(info),
+            active: connection.pulse.request(),
             version: req.version(),
             request: Some(req.map(|body| Body::incoming(body, None))),
             deadline: None,
@@ -476,7 +479,8 @@ impl Exchange {
             let upstream = hyper::upgrade::on(&mut response);
             let (parts, _) = response.into_parts();
             let info = self.hand_over(StatusCode::SWITCHING_PROTOCOLS);
-            tunnel::splice(downstream, upstream, info, (pick, lease));
+            let held = (pick, lease, self.connection.pulse.request());
+            tunnel::splice(downstream, upstream, info, held);
             return Ok((Response::from_parts(parts, Body::Empty), None));
         }
         let (mut parts, incoming) = response.into_parts();
@@ -492,15 +496,17 @@ impl Exchange {
         host: &Arc<LiveHost>,
         cluster: Arc<Cluster>,
     ) -> Result<Answer, Error> {
-        if self.version >= Version::HTTP_2 || self.connection.only_host.is_some() {
+        let allowed = self.connection.http().is_some_and(|http| http.connect);
+        if !allowed || self.version >= Version::HTTP_2 || self.connection.only_host.is_some() {
             return Err(Error::new(
                 Reason::ClientProtocolError,
-                "CONNECT needs HTTP/1.1 here",
+                "CONNECT is not served here",
             ));
         }
         let downstream = hyper::upgrade::on(self.request()?);
+        let active = self.connection.pulse.request();
         if !cluster.is_tcp_only() {
-            tunnel::connect_http(downstream, &self.connection, host.clone());
+            tunnel::connect_http(downstream, &self.connection, host.clone(), active);
             return Ok((Response::new(Body::Empty), None));
         }
         let Some(pick) = cluster.pick(&[], &self.connection.worker.rng) else {
@@ -518,7 +524,7 @@ impl Exchange {
             .metrics
             .connections(Side::Client, &target, cluster.tls());
         let info = self.hand_over(StatusCode::OK);
-        tunnel::connect_tcp(downstream, upstream, info, pick, metrics);
+        tunnel::connect_tcp(downstream, upstream, info, (pick, active), metrics);
         Ok((Response::new(Body::Empty), None))
     }
 
@@ -565,6 +571,7 @@ impl Exchange {
             info: self.info,
             upstream,
             deadline,
+            _active: self.active,
         };
         response.map(|body| Tracked::new(body, stream))
     }

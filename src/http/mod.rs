@@ -2,6 +2,7 @@
 
 mod forward;
 mod headers;
+mod pulse;
 mod reply;
 mod server;
 mod tracked;
@@ -36,6 +37,7 @@ pub struct Connection {
     pub tls: Tls,
     /// Who the client proved to be.
     pub peer: Option<SpiffeId>,
+    pulse: Arc<pulse::Pulse>,
     server_metrics: Mutex<Vec<(Arc<str>, Arc<RouteMetrics>)>>,
 }
 
@@ -62,6 +64,7 @@ impl Connection {
             only_host: None,
             tls,
             peer,
+            pulse: Arc::default(),
             server_metrics: Mutex::default(),
         }
     }

@@ -7,9 +7,16 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, interval_at},
+};
 
-use super::{Connection, forward::handle};
+use super::{
+    Connection,
+    forward::handle,
+    pulse::{Pulse, TICK, Verdict, Watch},
+};
 use crate::{drain::Phase, io::Io};
 
 /// Which HTTP a connection speaks.
@@ -21,8 +28,6 @@ pub enum HttpVersion {
     Http2,
 }
 
-/// A client that does not finish a request head in this time is cut.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEADER_BYTES: u32 = 64 * 1024;
 const MAX_STREAMS: u32 = 250;
 /// One stalled stream must not stop the others: 16 stream windows fit.
@@ -34,25 +39,29 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves a connection to its end.
 pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
-    let phases = connection.worker.shared.drain.watch();
+    let idle = connection.http().and_then(|http| http.idle_timeout);
+    let heads = version == HttpVersion::Http1;
+    let mut life = Life {
+        phases: connection.worker.shared.drain.watch(),
+        pulse: connection.pulse.clone(),
+        watch: Watch::new(idle, heads, Instant::now()),
+    };
     let context = connection.clone();
     let service = service_fn(move |req| {
         let answer = handle(&context, req);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let io = TokioIo::new(io);
+    let io = TokioIo::new(io.counted(connection.pulse.received()));
     let result = match version {
         HttpVersion::Http1 => {
             let serving = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
                 .preserve_header_case(true)
                 .serve_connection(io, service)
                 .with_upgrades();
             // Answers say `Connection: close` while draining, so that the client is the one
             // who closes; only what is idle at the end is closed from here.
-            drive(serving, phases, Phase::Closing, |serving| {
-                serving.graceful_shutdown()
+            life.drive(serving, Phase::Closing, |serving| {
+                serving.graceful_shutdown();
             })
             .await
         }
@@ -68,8 +77,8 @@ pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
                 .keep_alive_timeout(KEEPALIVE_TIMEOUT)
                 .serve_connection(io, service);
             // GOAWAY in two steps loses nothing, so it goes out at once.
-            drive(serving, phases, Phase::Draining, |serving| {
-                serving.graceful_shutdown()
+            life.drive(serving, Phase::Draining, |serving| {
+                serving.graceful_shutdown();
             })
             .await
         }
@@ -79,22 +88,40 @@ pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
     }
 }
 
-/// Runs a connection; at `phase` it is asked to end after what it is doing.
-async fn drive<C>(
-    serving: C,
-    mut phases: watch::Receiver<Phase>,
-    phase: Phase,
-    shut_down: impl Fn(Pin<&mut C>),
-) -> hyper::Result<()>
-where
-    C: Future<Output = hyper::Result<()>>,
-{
-    let mut serving = std::pin::pin!(serving);
-    tokio::select! {
-        biased;
-        result = serving.as_mut() => return result,
-        _ = phases.wait_for(|now| *now >= phase) => {}
+/// How long a connection lives.
+struct Life {
+    phases: watch::Receiver<Phase>,
+    pulse: Arc<Pulse>,
+    watch: Watch,
+}
+
+impl Life {
+    /// Runs a connection. At `phase` of the shutdown, or when it was idle for too long, it
+    /// is asked to end after what it is doing; one that drips a head is cut.
+    async fn drive<C>(
+        &mut self,
+        serving: C,
+        phase: Phase,
+        shut_down: impl Fn(Pin<&mut C>),
+    ) -> hyper::Result<()>
+    where
+        C: Future<Output = hyper::Result<()>>,
+    {
+        let mut serving = std::pin::pin!(serving);
+        let mut ticks = interval_at(Instant::now() + TICK, TICK);
+        loop {
+            tokio::select! {
+                biased;
+                result = serving.as_mut() => return result,
+                _ = self.phases.wait_for(|now| *now >= phase) => break,
+                now = ticks.tick() => match self.watch.look(&self.pulse, now) {
+                    Verdict::Fine => {}
+                    Verdict::Idle => break,
+                    Verdict::SlowHead => return Ok(()),
+                },
+            }
+        }
+        shut_down(serving.as_mut());
+        serving.await
     }
-    shut_down(serving.as_mut());
-    serving.await
 }

@@ -11,7 +11,10 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 
-use super::reply::{grpc_status, grpc_trailers};
+use super::{
+    pulse::ActiveGuard,
+    reply::{grpc_status, grpc_trailers},
+};
 use crate::{
     body::Body,
     cluster::Pick,
@@ -34,6 +37,8 @@ pub(super) struct Stream {
     pub(super) upstream: Option<(Pick, usize, Lease)>,
     /// When the request's time is up.
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
+    /// The client's connection has a request in flight.
+    pub(super) _active: ActiveGuard,
 }
 
 /// Why a body broke off. The words end in hyper's log only.

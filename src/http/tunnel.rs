@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hyper::upgrade::OnUpgrade;
 
-use super::{Connection, HttpVersion, serve};
+use super::{Connection, HttpVersion, pulse::ActiveGuard, serve};
 use crate::{
     cluster::Pick,
     config::AppProtocol,
@@ -21,7 +21,7 @@ pub(super) fn splice(
     downstream: OnUpgrade,
     upstream: OnUpgrade,
     info: Box<StreamInfo>,
-    held: (Pick, Lease),
+    held: (Pick, Lease, ActiveGuard),
 ) {
     tokio::spawn(async move {
         let (mut info, _held) = (info, held);
@@ -51,7 +51,7 @@ pub(super) fn connect_tcp(
     downstream: OnUpgrade,
     mut upstream: Io,
     info: Box<StreamInfo>,
-    held: Pick,
+    held: (Pick, ActiveGuard),
     metrics: ConnectionMetrics,
 ) {
     tokio::spawn(async move {
@@ -71,7 +71,12 @@ pub(super) fn connect_tcp(
 }
 
 /// Ends a CONNECT here and serves the HTTP inside it, for this one host.
-pub(super) fn connect_http(downstream: OnUpgrade, outer: &Arc<Connection>, host: Arc<LiveHost>) {
+pub(super) fn connect_http(
+    downstream: OnUpgrade,
+    outer: &Arc<Connection>,
+    host: Arc<LiveHost>,
+    held: ActiveGuard,
+) {
     let mut inner = Connection::new(
         outer.worker.clone(),
         outer.listener.clone(),
@@ -83,10 +88,11 @@ pub(super) fn connect_http(downstream: OnUpgrade, outer: &Arc<Connection>, host:
     // Boxed: a connection that serves a tunnel that serves a connection would be a type
     // that contains itself.
     let task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+        let _held = held;
         let Ok(downstream) = downstream.await else {
             return;
         };
-        let Ok((io, protocol)) = crate::detect::http(Io::from(downstream)).await else {
+        let Ok((io, protocol)) = crate::detect::http(Io::from(downstream), tcp::IDLE).await else {
             return;
         };
         let version = match protocol {

@@ -7,7 +7,11 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint, Uri};
-use weft_certs::{PinnedRoot, SystemClock, tls::client_config, verify::peer_id};
+use weft_certs::{
+    PinnedRoot, SystemClock,
+    tls::client_config,
+    verify::{peer_id, svid_error_of_io},
+};
 
 use super::IdentityStore;
 
@@ -67,7 +71,12 @@ impl ControlPlane {
             }
         };
         let name = ServerName::try_from("weft-control").expect("a constant valid name");
-        let stream = TlsConnector::from(config).connect(name, tcp).await?;
+        let handshake = TlsConnector::from(config).connect(name, tcp).await;
+        let stream = handshake.map_err(|error| {
+            // rustls prints its enum; what is wrong with the peer is inside.
+            let words = svid_error_of_io(&error).map(ToString::to_string);
+            words.map_or(error, io::Error::other)
+        })?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let peer = peer_id(chain).map_err(|e| io::Error::other(e.to_string()))?;
         if peer.path() != CONTROL_PATH {

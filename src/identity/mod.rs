@@ -89,8 +89,8 @@ impl IdentityStore {
         let Some(certificate) = parts.certificate.clone() else {
             return Err("a trust bundle came before the first certificate".to_owned());
         };
-        let (bundle, warnings) = TrustBundle::from_pem(&certificate.id.trust_domain(), pem)
-            .map_err(|e| e.to_string())?;
+        let (bundle, warnings) =
+            TrustBundle::from_pem(certificate.id.trust_domain(), pem).map_err(|e| e.to_string())?;
         for warning in warnings {
             tracing::warn!(%warning, "trust bundle");
         }

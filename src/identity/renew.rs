@@ -154,7 +154,7 @@ async fn renew(
     let certificate = WorkloadCert::from_chain(&chain, &key).map_err(|e| e.to_string())?;
     let root = chain.last().map(String::as_str).unwrap_or_default();
     let (root, _) =
-        TrustBundle::from_pem(&certificate.id.trust_domain(), root).map_err(|e| e.to_string())?;
+        TrustBundle::from_pem(certificate.id.trust_domain(), root).map_err(|e| e.to_string())?;
     let not_after = certificate.not_after;
     if own.is_none() {
         tracing::info!(id = %certificate.id, "this workload has its certificate");

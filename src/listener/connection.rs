@@ -223,13 +223,13 @@ async fn plain(worker: &Arc<Worker>, listener: Arc<LiveListener>, io: Io) -> Res
                 dispatch(worker, listener, tcp, io, AppProtocol::Tcp, identity).await
             }
             LiveFilter::Http(_) | LiveFilter::Rds(_) => {
-                let (io, protocol) = unless_closing(worker, detect::http(io)).await?;
+                let (io, protocol) = unless_closing(worker, detect::http(io, tcp::IDLE)).await?;
                 dispatch(worker, listener, http, io, protocol, identity).await
             }
         },
         (Some(http), Some(tcp)) => race(worker, listener, io, http, tcp).await,
         (Some(http), None) => {
-            let (io, protocol) = unless_closing(worker, detect::http(io)).await?;
+            let (io, protocol) = unless_closing(worker, detect::http(io, tcp::IDLE)).await?;
             dispatch(worker, listener, http, io, protocol, identity).await
         }
         (None, Some(tcp)) => dispatch(worker, listener, tcp, io, AppProtocol::Tcp, identity).await,

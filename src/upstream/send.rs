@@ -1,7 +1,7 @@
 //! HOT. One request on one connection. Says exactly whether a request that failed can have
 //! reached the application: what was never sent may be sent elsewhere, whatever its method.
 
-use http::{Request, Response, Uri, Version, uri::Scheme};
+use http::{Request, Response, Uri, uri::Scheme};
 use hyper::body::Incoming;
 
 use super::{

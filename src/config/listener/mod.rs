@@ -150,8 +150,6 @@ pub struct HttpConfig {
     pub connect: bool,
     /// `common_http_protocol_options.idle_timeout` of a connection; default 1 h, `None` is off.
     pub idle_timeout: Option<Duration>,
-    /// `stream_idle_timeout`; default 5 min, `None` (0 s) is off.
-    pub stream_idle_timeout: Option<Duration>,
 }
 
 /// `route_specifier`.
@@ -420,6 +418,7 @@ impl Filter {
 impl HttpConfig {
     fn read(p: &mut Problems, from: &HttpConnectionManager) -> Option<Self> {
         manager_extras(p, from);
+        p.ignored(from.stream_idle_timeout.is_some(), "stream_idle_timeout");
         http_filters(p, &from.http_filters);
         let mut config = Self {
             routes: RouteSource::Rds("".into()),
@@ -433,11 +432,6 @@ impl HttpConfig {
                     Some(IDLE_TIMEOUT),
                 )
             }),
-            stream_idle_timeout: p.timeout(
-                "stream_idle_timeout",
-                parts!(from.stream_idle_timeout),
-                Some(STREAM_IDLE_TIMEOUT),
-            ),
         };
         for (index, upgrade) in from.upgrade_configs.iter().enumerate() {
             p.at(format_args!("upgrade_configs[{index}]"), |p| {
@@ -653,8 +647,6 @@ impl TcpConfig {
 
 /// Envoy's default idle time of a connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-/// Envoy's default idle time of a stream.
-const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests;

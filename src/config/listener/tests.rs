@@ -232,7 +232,6 @@ fn the_outbound_listener() {
                 websocket: true,
                 connect: true,
                 idle_timeout: Some(Duration::from_secs(3600)),
-                stream_idle_timeout: Some(Duration::from_secs(300)),
             }),
         }],
         warnings: Vec::new(),
@@ -322,12 +321,10 @@ fn timeouts_and_upgrades() {
         let Filter::Http(http) = &parsed(&listener(vec![manager(change)])).chains[0].filter else {
             panic!("no HTTP");
         };
-        let timeouts = (http.idle_timeout, http.stream_idle_timeout);
-        assert_eq!((timeouts, http.websocket, http.connect), expect);
+        assert_eq!((http.idle_timeout, http.websocket, http.connect), expect);
     };
     check(
         |m| {
-            m.stream_idle_timeout = seconds(0);
             m.common_http_protocol_options = Some(Default::default());
             if let Some(options) = &mut m.common_http_protocol_options {
                 options.idle_timeout = seconds(7);
@@ -344,13 +341,9 @@ fn timeouts_and_upgrades() {
                 },
             ];
         },
-        ((Some(Duration::from_secs(7)), None), true, false),
+        (Some(Duration::from_secs(7)), true, false),
     );
-    let default = (
-        Some(Duration::from_secs(3600)),
-        Some(Duration::from_secs(300)),
-    );
-    check(|_| {}, (default, false, false));
+    check(|_| {}, (Some(Duration::from_secs(3600)), false, false));
     let off = listener(vec![tcp(|t| t.idle_timeout = seconds(0))]);
     assert!(matches!(
         &parsed(&off).chains[0].filter,
@@ -867,7 +860,6 @@ fn bad_managers() {
             m.original_ip_detection_extensions = vec![Default::default()];
             m.early_header_mutation_extensions = vec![Default::default()];
             m.typed_header_validation_config = Some(Default::default());
-            m.stream_idle_timeout = seconds(-1);
             m.upgrade_configs = vec![hcm::UpgradeConfig {
                 filters: vec![Default::default()],
                 ..Default::default()
@@ -879,7 +871,6 @@ fn bad_managers() {
             ".original_ip_detection_extensions: is not supported; leave it out",
             ".early_header_mutation_extensions: is not supported; leave it out",
             ".typed_header_validation_config: is not supported; leave it out",
-            ".stream_idle_timeout: must be 0 s or more, and no more than 10,000 years",
             ".upgrade_configs[0].filters: is not supported; leave it out",
         ],
     );

@@ -479,7 +479,7 @@ impl Exchange {
             let upstream = hyper::upgrade::on(&mut response);
             let (parts, _) = response.into_parts();
             let info = self.hand_over(StatusCode::SWITCHING_PROTOCOLS);
-            let held = (pick, lease, self.connection.pulse.request());
+            let held = (pick, lease, self.connection.handed_over());
             tunnel::splice(downstream, upstream, info, held);
             return Ok((Response::from_parts(parts, Body::Empty), None));
         }
@@ -504,9 +504,9 @@ impl Exchange {
             ));
         }
         let downstream = hyper::upgrade::on(self.request()?);
-        let active = self.connection.pulse.request();
+        let held = self.connection.handed_over();
         if !cluster.is_tcp_only() {
-            tunnel::connect_http(downstream, &self.connection, host.clone(), active);
+            tunnel::connect_http(downstream, &self.connection, host.clone(), held);
             return Ok((Response::new(Body::Empty), None));
         }
         let Some(pick) = cluster.pick(&[], &self.connection.worker.rng) else {
@@ -524,7 +524,7 @@ impl Exchange {
             .metrics
             .connections(Side::Client, &target, cluster.tls());
         let info = self.hand_over(StatusCode::OK);
-        tunnel::connect_tcp(downstream, upstream, info, (pick, active), metrics);
+        tunnel::connect_tcp(downstream, upstream, info, (pick, held), metrics);
         Ok((Response::new(Body::Empty), None))
     }
 

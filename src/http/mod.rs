@@ -15,6 +15,7 @@ use weft_certs::spiffe::SpiffeId;
 
 use crate::{
     config::{Filter, HttpConfig},
+    drain::ConnectionGuard,
     snapshot::{LiveFilter, LiveHost, LiveListener, LiveTable, Snapshot},
     telemetry::{RouteMetrics, Side, Tls},
     worker::Worker,
@@ -39,6 +40,13 @@ pub struct Connection {
     pub peer: Option<SpiffeId>,
     pulse: Arc<pulse::Pulse>,
     server_metrics: Mutex<Vec<(Arc<str>, Arc<RouteMetrics>)>>,
+}
+
+/// Keeps a connection active, and a shutdown waiting for it, until dropped.
+#[derive(Debug)]
+struct HandedOver {
+    _active: pulse::ActiveGuard,
+    _open: ConnectionGuard,
 }
 
 /// Where a connection's routes are now.
@@ -66,6 +74,14 @@ impl Connection {
             peer,
             pulse: Arc::default(),
             server_metrics: Mutex::default(),
+        }
+    }
+
+    /// Counts what goes on when HTTP has ended: a switched connection or a tunnel.
+    fn handed_over(&self) -> HandedOver {
+        HandedOver {
+            _active: self.pulse.request(),
+            _open: self.worker.shared.drain.connection(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hyper::upgrade::OnUpgrade;
 
-use super::{Connection, HttpVersion, pulse::ActiveGuard, serve};
+use super::{Connection, HandedOver, HttpVersion, serve};
 use crate::{
     cluster::Pick,
     config::AppProtocol,
@@ -21,7 +21,7 @@ pub(super) fn splice(
     downstream: OnUpgrade,
     upstream: OnUpgrade,
     info: Box<StreamInfo>,
-    held: (Pick, Lease, ActiveGuard),
+    held: (Pick, Lease, HandedOver),
 ) {
     tokio::spawn(async move {
         let (mut info, _held) = (info, held);
@@ -51,7 +51,7 @@ pub(super) fn connect_tcp(
     downstream: OnUpgrade,
     mut upstream: Io,
     info: Box<StreamInfo>,
-    held: (Pick, ActiveGuard),
+    held: (Pick, HandedOver),
     metrics: ConnectionMetrics,
 ) {
     tokio::spawn(async move {
@@ -75,7 +75,7 @@ pub(super) fn connect_http(
     downstream: OnUpgrade,
     outer: &Arc<Connection>,
     host: Arc<LiveHost>,
-    held: ActiveGuard,
+    held: HandedOver,
 ) {
     let mut inner = Connection::new(
         outer.worker.clone(),

@@ -4,8 +4,12 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod balance;
+mod config;
+mod drain;
 mod grpc;
 mod http;
+mod mtls;
 mod routing;
 mod support;
 mod tcp;

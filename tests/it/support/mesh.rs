@@ -293,7 +293,7 @@ pub(crate) struct Sidecar {
     pub(crate) admin: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     ended: oneshot::Receiver<()>,
-    _crash: oneshot::Sender<()>,
+    crash: Option<oneshot::Sender<()>>,
 }
 
 impl Sidecar {
@@ -348,13 +348,18 @@ impl Sidecar {
             admin,
             stop: Some(stop),
             ended,
-            _crash: crash,
+            crash: Some(crash),
         }
     }
 
     /// Asks it to drain and exit.
     pub(crate) fn shut_down(&mut self) {
         self.stop.take().expect("asked once").send(()).unwrap();
+    }
+
+    /// Ends it without a word, as dropping it does.
+    pub(crate) fn crash(&mut self) {
+        self.crash.take();
     }
 
     /// Waits until it has exited.

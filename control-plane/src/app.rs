@@ -70,8 +70,8 @@ pub const CA_DIRECTORY: &str = "ca";
 pub struct Options {
     /// The directory with the mesh's documents.
     pub config: PathBuf,
-    /// The directory of the authority and the join tokens; `None` keeps them in memory, and
-    /// they end with the process.
+    /// The directory of the authority, the join tokens and the last good documents; `None`
+    /// keeps them in memory, and they end with the process.
     pub data: Option<PathBuf>,
     /// Where sidecars connect. Port 0 takes any free port.
     pub listen: SocketAddr,
@@ -98,7 +98,7 @@ impl Options {
 /// Why the control plane cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The configuration directory cannot be read. Serving the empty mesh instead would take
+    /// The configuration directory cannot be read, and nothing is known of it. Serving the empty mesh instead would take
     /// everything away from sidecars that were configured before a restart.
     #[error("cannot read the configuration directory {path}: {source}; --config names it")]
     Config {
@@ -160,11 +160,19 @@ impl App {
     /// # Errors
     /// The first thing that stops it from serving. Errors in the documents do not.
     pub async fn bind(options: Options) -> Result<Bound, AppError> {
-        std::fs::read_dir(&options.config).map_err(|source| AppError::Config {
-            path: options.config.clone(),
-            source,
-        })?;
         let mut source = FileSource::new(&options.config);
+        if let Some(data) = &options.data {
+            source = source.keeping(data);
+        }
+        match std::fs::read_dir(&options.config) {
+            Err(error) if source.is_empty() => {
+                return Err(AppError::Config {
+                    path: options.config,
+                    source: error,
+                });
+            }
+            _ => {}
+        }
         let load = source.load();
         let trust_domain = load.mesh.trust_domain().clone();
         let now = SystemTime::now();

@@ -47,7 +47,7 @@ struct Serve {
     /// The directory with the mesh's documents (*.yaml); changes are applied as they happen.
     #[arg(long, env = "WEFT_CONTROL_CONFIG", value_name = "DIR")]
     config: PathBuf,
-    /// The directory of the certificate authority and the join tokens.
+    /// The directory of the certificate authority, the join tokens and the last good documents.
     #[arg(
         long,
         env = "WEFT_CONTROL_DATA",

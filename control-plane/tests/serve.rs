@@ -36,7 +36,7 @@ use weft_certs::verify::peer_id;
 use weft_certs::{
     KeyPair, PinnedRoot, SpiffeId, SvidVerifier, SystemClock, TrustBundle, WorkloadCert, tls,
 };
-use weft_control::app::{App, AppError, Options};
+use weft_control::app::{App, AppError, Bound, Options};
 use weft_control::token::{self, Tokens};
 
 const MESH: &str = "
@@ -115,6 +115,10 @@ impl Plane {
         adjust(&mut options);
         let bound = App::bind(options).await.unwrap();
         assert_eq!(bound.diagnostics(), []);
+        Self::run(bound)
+    }
+
+    fn run(bound: Bound) -> Self {
         let (bundle, _) = TrustBundle::from_pem(bound.trust_domain(), &bound.root_pem).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         Self {
@@ -467,6 +471,56 @@ async fn a_restart_loses_nothing() {
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     plane.join(&unused, &other, 0).await.unwrap();
     plane.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_with_a_bad_configuration_keeps_what_worked() {
+    let directory = directory();
+    let config = directory.path().join("config");
+    let plane = Plane::start(directory.path()).await;
+    let svid = plane.svid("web").await;
+    let versions = async |plane: &Plane| {
+        let mut ads = plane.ads(&svid, "blog/web").await;
+        let listener = ads.expect("listener: outbound").await;
+        ads.subscribe(Kind::Endpoint, &["post.blog:80"]).await;
+        let endpoint = ads.expect("endpoint: post.blog:80").await;
+        [listener, endpoint].map(|response| response.resources[0].version.clone())
+    };
+    let before = versions(&plane).await;
+    let stored = directory.path().join("data/last-good");
+    soon(async {
+        while !stored.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    plane.stop().await;
+
+    // Every document is bad, the trust domain's too; then the directory is gone.
+    let bad = MESH.replace("spec:", "spec: &x");
+    std::fs::write(
+        config.join("mesh.yaml"),
+        bad.replace("metadata:", "metadat:"),
+    )
+    .unwrap();
+    for gone in [false, true] {
+        if gone {
+            std::fs::remove_dir_all(&config).unwrap();
+        }
+        let options = Options {
+            data: Some(directory.path().join("data")),
+            listen: any_port(),
+            admin: any_port(),
+            ..Options::new(&config)
+        };
+        let bound = App::bind(options).await.unwrap();
+        let found = bound.diagnostics();
+        assert!(!found.is_empty());
+        assert!(found.iter().all(|d| d.in_force.is_some()), "{found:?}");
+        let plane = Plane::run(bound);
+        assert_eq!(versions(&plane).await, before);
+        plane.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -46,6 +46,9 @@ pub(crate) struct Document {
     pub(crate) file: Arc<str>,
     pub(crate) at: At,
     pub(crate) id: Id,
+    /// As it was written, and how many lines of the file were before it.
+    pub(crate) text: Arc<str>,
+    pub(crate) lines_before: u32,
     pub(crate) content: Content,
     /// Names of other objects in it, to warn about those that do not exist.
     pub(crate) references: Vec<Reference>,
@@ -162,29 +165,35 @@ pub(crate) struct Meta {
 pub(crate) fn parse_file(file: &Arc<str>, text: &str) -> Vec<Parsed> {
     yaml::documents(text)
         .into_iter()
-        .map(|(line, text)| match yaml::parse(text, line) {
-            Ok(node) => decode(file, &node),
-            Err(error) => Parsed {
-                id: None,
-                document: None,
-                diagnostics: vec![Diagnostic {
-                    level: Level::Error,
-                    file: file.to_string(),
-                    line: error.at.line,
-                    column: error.at.column,
-                    kind: String::new(),
-                    name: String::new(),
-                    field: String::new(),
-                    message: error.message,
-                    help: String::new(),
-                    in_force: None,
-                }],
-            },
-        })
+        .map(|(lines_before, text)| parse_document(file, text, lines_before))
         .collect()
 }
 
-fn decode(file: &Arc<str>, node: &yaml::Node) -> Parsed {
+/// Reads one document that starts after `lines_before` lines of its file.
+pub(crate) fn parse_document(file: &Arc<str>, text: &str, lines_before: u32) -> Parsed {
+    let error = match yaml::parse(text, lines_before) {
+        Ok(node) => return decode(file, text, lines_before, &node),
+        Err(error) => error,
+    };
+    Parsed {
+        id: None,
+        document: None,
+        diagnostics: vec![Diagnostic {
+            level: Level::Error,
+            file: file.to_string(),
+            line: error.at.line,
+            column: error.at.column,
+            kind: String::new(),
+            name: String::new(),
+            field: String::new(),
+            message: error.message,
+            help: String::new(),
+            in_force: None,
+        }],
+    }
+}
+
+fn decode(file: &Arc<str>, text: &str, lines_before: u32, node: &yaml::Node) -> Parsed {
     let problems = Problems::default();
     let root = Field::root(node, &problems);
     let (id, found) = decode_root(&root);
@@ -202,6 +211,8 @@ fn decode(file: &Arc<str>, node: &yaml::Node) -> Parsed {
             file: Arc::clone(file),
             at: node.at,
             id: id.clone(),
+            text: Arc::from(text),
+            lines_before,
             content,
             references,
         })),

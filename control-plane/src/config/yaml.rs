@@ -122,7 +122,7 @@ pub(crate) fn parse(document: &str, lines_before: u32) -> Result<Node, SyntaxErr
                 .to_owned();
             Err(SyntaxError {
                 at: At {
-                    line: narrow(place.map_or(1, |p| p.line())) + lines_before,
+                    line: narrow(place.map_or(1, |p| p.line())).saturating_add(lines_before),
                     column: narrow(place.map_or(1, |p| p.column())),
                 },
                 message,
@@ -132,12 +132,12 @@ pub(crate) fn parse(document: &str, lines_before: u32) -> Result<Node, SyntaxErr
 }
 
 fn shift(node: &mut Node, lines: u32) {
-    node.at.line += lines;
+    node.at.line = node.at.line.saturating_add(lines);
     match &mut node.value {
         Value::List(items) => items.iter_mut().for_each(|item| shift(item, lines)),
         Value::Map(entries) => {
             for entry in entries {
-                entry.at.line += lines;
+                entry.at.line = entry.at.line.saturating_add(lines);
                 shift(&mut entry.value, lines);
             }
         }

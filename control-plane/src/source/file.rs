@@ -1,8 +1,9 @@
 //! A directory of YAML files as the source of the mesh.
 //!
 //! A document that becomes bad keeps its last good version in force, and only that
-//! document: an edit never takes down what it does not touch. Changes are seen by inotify
-//! and, should that miss one, by reading the files every two seconds.
+//! document: an edit never takes down what it does not touch. With a data directory that
+//! outlives the process. Changes are seen by inotify and, should that miss one, by reading
+//! the files every two seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -15,7 +16,8 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::config::{Diagnostic, Document, Id, Level, Parsed, parse_file};
+use super::kept::{self, Kept};
+use crate::config::{Diagnostic, Document, Id, Level, Parsed, parse_document, parse_file};
 use crate::model::Mesh;
 
 /// The largest file that is read.
@@ -46,6 +48,10 @@ pub struct FileSource {
     files: BTreeMap<String, File>,
     /// Why the directory could not be read just now.
     trouble: Option<Diagnostic>,
+    /// Where the last good documents are kept.
+    data: Option<PathBuf>,
+    /// What is stored there.
+    stored: Vec<Kept>,
 }
 
 /// What is known of one file.
@@ -68,7 +74,40 @@ impl FileSource {
             directory: directory.into(),
             files: BTreeMap::new(),
             trouble: None,
+            data: None,
+            stored: Vec::new(),
         }
+    }
+
+    /// Starts from the last good documents that [`Self::watch`] stored in a data directory,
+    /// and lets it store them there. Blocks on the disk.
+    #[must_use]
+    pub fn keeping(mut self, data: impl Into<PathBuf>) -> Self {
+        let data = data.into();
+        self.stored = kept::load(&data);
+        self.data = Some(data);
+        for kept in &self.stored {
+            let name: Arc<str> = Arc::from(kept.file.as_str());
+            let parsed = parse_document(&name, &kept.text, kept.lines_before);
+            let Some(document) = &parsed.document else {
+                tracing::warn!(
+                    file = kept.file,
+                    line = kept.lines_before,
+                    "a document that was good is not for this version: it is not kept"
+                );
+                continue;
+            };
+            let file = self.files.entry(kept.file.clone()).or_default();
+            file.good.insert(document.id.clone(), Arc::clone(document));
+            file.parsed.push(parsed);
+        }
+        self
+    }
+
+    /// Whether nothing is known that could be in force.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.values().all(|file| file.good.is_empty())
     }
 
     /// Reads all files. Files and directories that cannot be read keep what they said.
@@ -105,9 +144,18 @@ impl FileSource {
             };
             self = source;
             first = false;
-            if let Some(load) = load {
-                on_load(load);
-            }
+            let Some(load) = load else { continue };
+            // In force first: the disk may take its time.
+            on_load(load);
+            let kept = tokio::task::spawn_blocking(move || {
+                self.keep();
+                self
+            });
+            let Ok(source) = kept.await else {
+                tracing::error!("storing the configuration panicked; it is not watched any more");
+                return;
+            };
+            self = source;
         }
     }
 
@@ -140,8 +188,29 @@ impl FileSource {
     }
 
     fn anything_good(&self) -> Option<&'static str> {
-        let any = self.files.values().any(|file| !file.good.is_empty());
-        any.then_some("what was read before")
+        (!self.is_empty()).then_some("what was read before")
+    }
+
+    /// Stores the last good documents if they are others than those stored.
+    pub(super) fn keep(&mut self) {
+        let Some(data) = &self.data else { return };
+        let good = self.files.values().flat_map(|file| file.good.values());
+        let good: Vec<Kept> = good
+            .map(|document| Kept {
+                file: document.file.to_string(),
+                lines_before: document.lines_before,
+                text: document.text.to_string(),
+            })
+            .collect();
+        if good == self.stored {
+            return;
+        }
+        match kept::store(data, &good) {
+            Ok(()) => self.stored = good,
+            Err(error) => {
+                tracing::warn!(data = %data.display(), %error, "cannot store the last good documents: a restart forgets them");
+            }
+        }
     }
 
     fn assemble(&self) -> Load {

@@ -1,6 +1,7 @@
 //! Where documents come from: a directory of YAML files.
 
 mod file;
+mod kept;
 #[cfg(test)]
 mod tests;
 

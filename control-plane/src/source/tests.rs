@@ -153,6 +153,116 @@ fn the_first_of_two_documents_of_one_name_counts() {
     );
 }
 
+/// One run of a control plane with a data directory: reads, and stores what is good.
+fn run(config: &Path, data: &Path) -> Load {
+    let mut source = FileSource::new(config).keeping(data);
+    let load = source.load();
+    source.keep();
+    load
+}
+
+#[test]
+fn a_restart_keeps_the_last_good_version_and_says_the_same() {
+    let (dir, _) = directory();
+    let (config, data) = (dir.path().join("config"), dir.path().join("data"));
+    fs::create_dir(&config).unwrap();
+    write(&config, "a.yaml", &service("a", 1));
+    let both = ["# head\n", &service("b", 1), &service("c", 1)].concat();
+    write(&config, "b.yaml", &both);
+    assert_eq!(ports(&run(&config, &data)), ["a:1", "b:1", "c:1"]);
+
+    let steps: [(&str, &str, &[&str]); 6] = [
+        // One bad field; a document that could be any; then the process starts twice.
+        ("a.yaml", &service("a", 0), &["a:1", "b:1", "c:1"]),
+        ("b.yaml", "b: [\n", &["a:1", "b:1", "c:1"]),
+        // A file that is good again, one that has become empty.
+        ("b.yaml", &both, &["a:1", "b:1", "c:1"]),
+        ("b.yaml", "", &["a:1", "b:1", "c:1"]),
+        ("a.yaml", &service("a", 2), &["a:2", "b:1", "c:1"]),
+        // What is not there any more has been deleted.
+        ("b.yaml", &service("c", 3), &["a:2", "c:3"]),
+    ];
+    for (name, text, expected) in steps {
+        let mut running = FileSource::new(&config).keeping(&data);
+        running.load();
+        write(&config, name, text);
+        let before = running.load();
+        running.keep();
+        assert_eq!(ports(&before), expected, "{text}");
+        for _ in 0..2 {
+            assert_eq!(run(&config, &data), before, "{text}");
+        }
+    }
+
+    // The directory has gone: all of it stays, and warnings of it too.
+    write(
+        &config,
+        "w.yaml",
+        "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: p}\nspec: {targetRefs: [{group: '', kind: Service, name: none}], connectTimeout: 1s}\n",
+    );
+    let mut running = FileSource::new(&config).keeping(&data);
+    assert_eq!(shown(&running.load()).len(), 1);
+    running.keep();
+    fs::rename(&config, dir.path().join("away")).unwrap();
+    let before = running.load();
+    assert_eq!(ports(&before), ["a:2", "c:3"]);
+    assert_eq!(shown(&before).len(), 2);
+    assert_eq!(run(&config, &data), before);
+
+    // It is back without one of the files: that one was deleted.
+    fs::rename(dir.path().join("away"), &config).unwrap();
+    fs::remove_file(config.join("a.yaml")).unwrap();
+    assert_eq!(ports(&run(&config, &data)), ["c:3"]);
+    write(&config, "a.yaml", &service("a", 0));
+    assert_eq!(ports(&run(&config, &data)), ["c:3"]);
+}
+
+#[test]
+fn damaged_documents_are_not_used_and_nothing_is_kept_without_a_place() {
+    let (dir, mut source) = directory();
+    write(dir.path(), "a.yaml", &service("a", 1));
+    source.load();
+    source.keep();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+
+    let data = dir.path().join(".data");
+    run(dir.path(), &data);
+    write(dir.path(), "a.yaml", &service("a", 0));
+    let file = data.join(super::kept::FILE);
+    let good = fs::read(&file).unwrap();
+    fs::write(&file, &good[..good.len() - 1]).unwrap();
+    assert!(ports(&run(dir.path(), &data)).is_empty());
+    // The damaged file has been replaced only by what is good now: nothing.
+    assert!(ports(&run(dir.path(), &data)).is_empty());
+    fs::write(&file, &good).unwrap();
+    assert_eq!(ports(&run(dir.path(), &data)), ["a:1"]);
+
+    // It cannot be written: everything else goes on.
+    fs::remove_dir_all(&data).unwrap();
+    fs::write(&data, "").unwrap();
+    write(dir.path(), "a.yaml", &service("a", 2));
+    assert_eq!(ports(&run(dir.path(), &data)), ["a:2"]);
+}
+
+#[tokio::test]
+async fn a_watch_stores_what_is_good() {
+    let (dir, _) = directory();
+    let data = dir.path().join(".data");
+    write(dir.path(), "a.yaml", &service("a", 1));
+    let mut watch = Watch::start(FileSource::new(dir.path()).keeping(&data));
+    watch.until(&["a:1"]).await;
+    write(dir.path(), "a.yaml", &service("a", 2));
+    watch.until(&["a:2"]).await;
+    let stored = async {
+        while !fs::read_to_string(data.join("last-good")).is_ok_and(|t| t.contains("port: 2")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), stored)
+        .await
+        .unwrap();
+}
+
 /// Starts a watch; `next` waits for the load in which the ports are these.
 struct Watch {
     loads: mpsc::UnboundedReceiver<Load>,

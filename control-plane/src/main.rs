@@ -4,14 +4,14 @@
 
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use weft_certs::{Ca, TrustDomain};
+use weft_certs::{Ca, CaError, TrustDomain};
 use weft_control::app::{App, CA_DIRECTORY, DEFAULT_ADMIN, DEFAULT_LISTEN, Options};
 use weft_control::config::Level;
 use weft_control::source::FileSource;
@@ -30,7 +30,8 @@ struct Cli {
 enum Command {
     /// Serve configuration and certificates to sidecars until SIGTERM or SIGINT.
     Serve(Serve),
-    /// Print, as JSON, every resource that a workload's sidecar could ask for.
+    /// Print, as JSON, every resource that a workload's sidecar could ask for; the trust bundle
+    /// (ROOTCA) has the roots of the certificate authority in --data, if there is one.
     Render(Render),
     /// Say what is wrong with the documents of a directory; exit code 1 if there are errors.
     Check(Check),
@@ -71,6 +72,14 @@ struct Render {
     /// The workload.
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_node)]
     node: (String, String),
+    /// The data directory of the control plane; only its certificate authority is read.
+    #[arg(
+        long,
+        env = "WEFT_CONTROL_DATA",
+        value_name = "DIR",
+        default_value = "./weft-data"
+    )]
+    data: PathBuf,
 }
 
 #[derive(Args)]
@@ -213,10 +222,16 @@ fn render(args: &Render) -> Result<ExitCode, Problem> {
         )
         .into());
     }
+    let roots = roots(&args.data)?;
+    if roots.is_none() {
+        eprintln!(
+            "note: no certificate authority in {}: ROOTCA is shown without roots (--data names the directory)",
+            args.data.display()
+        );
+    }
     let context = Context {
         mesh: &load.mesh,
-        // The roots belong to a running control plane; here the secret is shown without.
-        roots_pem: "",
+        roots_pem: roots.as_deref().unwrap_or_default(),
         draining: &Default::default(),
     };
     let node = Node {
@@ -225,6 +240,16 @@ fn render(args: &Render) -> Result<ExitCode, Problem> {
     };
     println!("{:#}", weft_control::translate::render(&context, &node));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The roots of the authority in a data directory as PEM; `None` if there is no authority.
+fn roots(data: &Path) -> Result<Option<String>, CaError> {
+    let directory = data.join(CA_DIRECTORY);
+    if !directory.exists() {
+        return Ok(None);
+    }
+    let ca = Ca::open(&directory)?;
+    Ok(Some(ca.bundle().to_pem(ca.trust_domain())))
 }
 
 fn check(args: &Check) -> Result<ExitCode, Problem> {
@@ -244,7 +269,7 @@ fn check(args: &Check) -> Result<ExitCode, Problem> {
     Ok(ExitCode::from(u8::from(errors > 0)))
 }
 
-fn ca_init(data: &std::path::Path, trust_domain: &TrustDomain) -> Result<ExitCode, Problem> {
+fn ca_init(data: &Path, trust_domain: &TrustDomain) -> Result<ExitCode, Problem> {
     let directory = data.join(CA_DIRECTORY);
     let (ca, created) = Ca::open_or_create(&directory, trust_domain, SystemTime::now())?;
     let what = if created { "made" } else { "found" };
@@ -256,7 +281,7 @@ fn ca_init(data: &std::path::Path, trust_domain: &TrustDomain) -> Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-fn token_create(data: &std::path::Path, request: &Request<'_>) -> Result<ExitCode, Problem> {
+fn token_create(data: &Path, request: &Request<'_>) -> Result<ExitCode, Problem> {
     let ca = Ca::open(&data.join(CA_DIRECTORY))?;
     let tokens = Tokens::open(data, ca.trust_domain().clone(), ca.root_fingerprint())?;
     println!("{}", tokens.create(request, SystemTime::now())?);
@@ -296,7 +321,7 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
 mod tests {
     use std::time::Duration;
 
-    use super::{parse_node, parse_ttl};
+    use super::{ca_init, parse_node, parse_ttl, roots};
 
     #[test]
     fn lifetimes() {
@@ -323,6 +348,21 @@ mod tests {
         ] {
             assert!(parse_ttl(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_roots_of_a_data_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().join("data");
+        assert_eq!(roots(&data).unwrap(), None);
+        ca_init(&data, &"demo.mesh".parse().unwrap()).unwrap();
+        let pem = roots(&data).unwrap().unwrap();
+        assert!(pem.starts_with("-----BEGIN CERTIFICATE-----"), "{pem}");
+        assert_eq!(pem.matches("BEGIN").count(), 1, "{pem}");
+        let ca = data.join(super::CA_DIRECTORY);
+        std::fs::remove_dir_all(&ca).unwrap();
+        std::fs::create_dir(&ca).unwrap();
+        assert!(roots(&data).is_err(), "an authority without files is none");
     }
 
     #[test]

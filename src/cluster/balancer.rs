@@ -229,6 +229,26 @@ mod tests {
     }
 
     #[test]
+    fn fast_endpoints_share_alike() {
+        let set = set(&EWMA, &[(1, Health::Healthy); 2]);
+        let (turn, rng) = (AtomicUsize::new(0), Rng::new(1));
+        for (endpoint, micros) in set.usable.iter().zip([250, 700]) {
+            // The assumed latency of a new endpoint fades as answers come.
+            let pick = Pick::new(endpoint.clone());
+            pick.settled(Duration::from_micros(micros));
+        }
+        let first = (0..1000)
+            .filter(|_| {
+                Arc::ptr_eq(
+                    &pick(&EWMA, &set, &[], &turn, &rng).unwrap(),
+                    &set.usable[0],
+                )
+            })
+            .count();
+        assert!((400..600).contains(&first), "{first}");
+    }
+
+    #[test]
     fn strides_share_no_factor_with_the_total() {
         for total in 1..200 {
             assert_eq!(super::gcd(stride(total), total), 1, "{total}");

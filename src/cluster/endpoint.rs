@@ -19,7 +19,10 @@ use crate::{
 };
 
 /// The latency that a failure counts as: an endpoint that fails fast must not look fast.
-const FAILURE_LATENCY: Duration = Duration::from_secs(2);
+const FAILURE_LATENCY: Duration = Duration::from_millis(500);
+
+/// Latencies up to this, in microseconds, count as the same.
+const SAME_LATENCY_MICROS: f32 = 1_000.0;
 
 /// One endpoint. Shared: atomics, and one pool for each worker.
 #[derive(Debug)]
@@ -69,10 +72,12 @@ impl Endpoint {
         self.active.load(Ordering::Relaxed)
     }
 
-    /// The price of one more request: latency times load.
+    /// The price of one more request: latency times load. Differences under 1 ms are noise
+    /// and decide nothing: load does, and chance.
     #[must_use]
     pub fn cost(&self) -> f32 {
-        self.latency.micros(self.decay, now_ms()).max(1.0) * (self.active() + 1) as f32
+        let latency = self.latency.micros(self.decay, now_ms());
+        latency.max(SAME_LATENCY_MICROS) * (self.active() + 1) as f32
     }
 
     /// Smoothed latency, for the dump.
@@ -99,6 +104,12 @@ impl Pick {
     pub fn answered(&self, latency: Duration) {
         let endpoint = &self.endpoint;
         endpoint.latency.observe(latency, endpoint.decay, now_ms());
+    }
+
+    /// Makes the average what it would be after many such answers.
+    #[cfg(test)]
+    pub fn settled(&self, latency: Duration) {
+        self.endpoint.latency.reset(latency, now_ms());
     }
 
     /// Feeds a failure.

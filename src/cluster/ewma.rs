@@ -30,6 +30,13 @@ impl Ewma {
         self.0.store(pack(next, now_ms), Ordering::Relaxed);
     }
 
+    /// Starts anew at a latency.
+    #[cfg(test)]
+    pub fn reset(&self, latency: Duration, now_ms: u32) {
+        let packed = pack(latency.as_micros() as f32, now_ms);
+        self.0.store(packed, Ordering::Relaxed);
+    }
+
     /// The average now, in microseconds: without traffic it sinks, so that an endpoint that
     /// was slow once is tried again.
     #[must_use]

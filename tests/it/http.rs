@@ -421,18 +421,17 @@ async fn a_client_that_goes_away_cancels_the_request() {
 #[tokio::test]
 async fn a_server_that_breaks_off_is_not_taken_for_an_end() {
     let app = app::tcp(|mut stream| async move {
-        while let Some(head) = app::head(&mut stream).await {
-            if head.starts_with("GET /none") {
-                return;
-            }
-            let half = if head.starts_with("GET /length") {
-                "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"
-            } else {
-                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"
-            };
-            let _ = stream.write_all(half.as_bytes()).await;
+        let Some(head) = app::head(&mut stream).await else {
             return;
-        }
+        };
+        let half = if head.starts_with("GET /none") {
+            ""
+        } else if head.starts_with("GET /length") {
+            "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"
+        } else {
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"
+        };
+        stream.write_all(half.as_bytes()).await.unwrap();
     })
     .await;
     let pair = pair(Some("http"), &app).await;

@@ -10,6 +10,8 @@
 
 mod cluster;
 mod endpoint;
+#[cfg(test)]
+mod examples;
 mod listener;
 mod matcher;
 mod problems;

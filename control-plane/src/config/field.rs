@@ -18,19 +18,45 @@ pub(crate) struct Problem {
     pub(crate) help: String,
 }
 
-/// The findings of one document.
+/// The findings of one document: at most [`MAX_PROBLEMS`] and one that says that there are more.
 #[derive(Debug, Default)]
 pub(crate) struct Problems(RefCell<Vec<Problem>>);
 
+/// What one document may report: nobody reads more, and each costs memory.
+const MAX_PROBLEMS: usize = 100;
+/// The longest text of a finding, in bytes: it may quote a value.
+const MAX_TEXT: usize = 500;
+
 impl Problems {
-    fn push(&self, problem: Problem) {
-        self.0.borrow_mut().push(problem);
+    fn push(&self, mut problem: Problem) {
+        let mut problems = self.0.borrow_mut();
+        if problems.len() > MAX_PROBLEMS {
+            return;
+        }
+        if problems.len() == MAX_PROBLEMS {
+            // Whatever the others are: an error must not be lost.
+            problem.level = Level::Error;
+            problem.message = "there are more problems than are shown".to_owned();
+            problem.help = "mend those before it first".to_owned();
+        }
+        for text in [&mut problem.field, &mut problem.message, &mut problem.help] {
+            clip(text);
+        }
+        problems.push(problem);
     }
 
     pub(crate) fn into_inner(self) -> Vec<Problem> {
         let mut problems = self.0.into_inner();
         problems.sort_by_key(|problem| problem.at);
         problems
+    }
+}
+
+/// Shortens a text that quotes what is in the configuration.
+pub(super) fn clip(text: &mut String) {
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push('…');
     }
 }
 

@@ -23,7 +23,7 @@ pub use yaml::At;
 
 use crate::model::{MeshConfig, ReferenceGrant, Route, Service, Workload};
 pub(crate) use field::closest;
-use field::{Field, Object, Problems};
+use field::{Field, Object, Problems, clip};
 pub(crate) use policy::PolicyDocument;
 
 /// What a document is called: unique in a configuration.
@@ -161,6 +161,11 @@ pub(crate) struct Meta {
     created: Option<i64>,
 }
 
+/// How many documents a file has.
+pub(crate) fn count_documents(text: &str) -> usize {
+    yaml::documents(text).len()
+}
+
 /// Reads all documents of a file.
 pub(crate) fn parse_file(file: &Arc<str>, text: &str) -> Vec<Parsed> {
     yaml::documents(text)
@@ -171,10 +176,11 @@ pub(crate) fn parse_file(file: &Arc<str>, text: &str) -> Vec<Parsed> {
 
 /// Reads one document that starts after `lines_before` lines of its file.
 pub(crate) fn parse_document(file: &Arc<str>, text: &str, lines_before: u32) -> Parsed {
-    let error = match yaml::parse(text, lines_before) {
+    let mut error = match yaml::parse(text, lines_before) {
         Ok(node) => return decode(file, text, lines_before, &node),
         Err(error) => error,
     };
+    clip(&mut error.message);
     Parsed {
         id: None,
         document: None,

@@ -42,9 +42,10 @@ impl Mesh {
         attach_routes(&mut mesh);
         apply_policies(&mut mesh, policies, &mut findings);
         fill_protocols(&mut mesh);
+        let mut winners = Winners::default();
         for document in &documents {
             for reference in &document.references {
-                check_reference(&mesh, document, reference, &mut findings);
+                check_reference(&mesh, document, reference, &mut winners, &mut findings);
             }
             match &document.content {
                 Content::Workload(workload) => {
@@ -307,10 +308,39 @@ fn warn(document: &Document, at: At, field: &str, message: String, help: String)
     }
 }
 
+/// After so many findings a missing service is no longer looked for under similar names.
+const MAX_SUGGESTED: usize = 100;
+
+/// The first route of each service port for each namespace: service, port, namespace of the
+/// client. Asking for it once is what keeps many routes of one service from taking for ever.
+type Winners = BTreeMap<(String, String, u16, String), Option<(RouteKind, String)>>;
+
+fn winner<'a>(
+    winners: &'a mut Winners,
+    mesh: &Mesh,
+    service: &Service,
+    port: u16,
+    namespace: &str,
+) -> Option<&'a (RouteKind, String)> {
+    let key = (
+        service.namespace.clone(),
+        service.name.clone(),
+        port,
+        namespace.to_owned(),
+    );
+    let found = winners.entry(key).or_insert_with(|| {
+        let routes = mesh.routes_for(service, port, namespace);
+        let first = routes.first()?;
+        Some((first.kind, format!("{}/{}", first.namespace, first.name)))
+    });
+    found.as_ref()
+}
+
 fn check_reference(
     mesh: &Mesh,
     document: &Document,
     reference: &Reference,
+    winners: &mut Winners,
     findings: &mut Vec<Diagnostic>,
 ) {
     let Reference {
@@ -326,6 +356,7 @@ fn check_reference(
         Role::Upstream => "there is no listener for it",
         Role::PolicyTarget => "the policy has no effect on it",
     };
+    let suggest = findings.len() < MAX_SUGGESTED;
     let mut report = |message: String, help: String| {
         findings.push(warn(
             document,
@@ -341,7 +372,8 @@ fn check_reference(
             .in_namespace(namespace)
             .map(|service| service.name.as_str())
             .collect();
-        let help = match crate::config::closest(name, &names) {
+        let similar = suggest.then(|| crate::config::closest(name, &names));
+        let help = match similar.flatten() {
             Some(other) => format!("{effect}; did you mean `{other}`?"),
             None => format!("{effect} until it exists"),
         };
@@ -366,7 +398,7 @@ fn check_reference(
                     "routes attach to services with a cluster IP only".to_owned(),
                 );
             } else {
-                check_parent(mesh, route, service, *port, &mut report);
+                check_parent(mesh, route, service, *port, winners, &mut report);
             }
         }
         (Role::Backend, Content::Route(route)) => {
@@ -403,6 +435,7 @@ fn check_parent(
     route: &Route,
     service: &Service,
     port: Option<u16>,
+    winners: &mut Winners,
     report: &mut impl FnMut(String, String),
 ) {
     let ports = service
@@ -414,11 +447,7 @@ fn check_parent(
     for service_port in ports {
         let is_tcp = route.kind == RouteKind::Tcp;
         let protocol = service_port.protocol;
-        let winner = mesh
-            .routes_for(service, service_port.port, &route.namespace)
-            .first()
-            .map(|winner| (winner.kind, format!("{}/{}", winner.namespace, winner.name)));
-        match winner {
+        match winner(winners, mesh, service, service_port.port, &route.namespace) {
             _ if protocol != Protocol::Undeclared && is_tcp != (protocol == Protocol::Tcp) => {
                 reason = Some(format!(
                     "port {} of Service {}/{} is {}",
@@ -428,7 +457,7 @@ fn check_parent(
                     protocol.name()
                 ));
             }
-            Some((kind, name)) if kind != route.kind => {
+            Some((kind, name)) if *kind != route.kind => {
                 reason = Some(format!(
                     "{} {name} takes port {} of Service {}/{}",
                     kind.name(),

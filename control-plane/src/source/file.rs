@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +17,15 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::kept::{self, Kept};
-use crate::config::{Diagnostic, Document, Id, Level, Parsed, parse_document, parse_file};
+use crate::config::{
+    Diagnostic, Document, Id, Level, Parsed, count_documents, parse_document, parse_file,
+};
 use crate::model::Mesh;
 
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 10 << 20;
+/// The most documents of a file that is read.
+const MAX_DOCUMENTS: usize = 20_000;
 /// How long it must be quiet before the files are read: editors write in steps.
 const QUIET: Duration = Duration::from_millis(10);
 /// How often that quiet may be disturbed before the files are read anyway.
@@ -180,7 +184,7 @@ impl FileSource {
         self.files.retain(|name, _| names.contains(name));
         changed |= self.files.len() != before;
         for name in names {
-            let content = read_file(&self.directory.join(&name));
+            let content = read_file(&self.directory, &name);
             let file = self.files.entry(name.clone()).or_default();
             changed |= file.update(&name, content);
         }
@@ -300,14 +304,12 @@ impl File {
     /// The findings of its documents, with what is in force instead.
     fn findings(&self) -> Vec<Diagnostic> {
         let mut out = Vec::new();
+        let present: BTreeSet<&Id> = self.parsed.iter().filter_map(|p| p.id.as_ref()).collect();
+        let any_missing = self.good.keys().any(|id| !present.contains(id));
         for parsed in &self.parsed {
             let kept = match &parsed.id {
                 Some(id) => parsed.document.is_none() && self.good.contains_key(id),
-                None => {
-                    let present: BTreeSet<&Id> =
-                        self.parsed.iter().filter_map(|p| p.id.as_ref()).collect();
-                    self.good.keys().any(|id| !present.contains(id))
-                }
+                None => any_missing,
             };
             out.extend(parsed.diagnostics.iter().map(|finding| Diagnostic {
                 in_force: (kept && finding.level == Level::Error).then_some("last good version"),
@@ -402,15 +404,36 @@ fn yaml_name(path: &Path, directory: &Path) -> Option<String> {
     matches!(extension, "yaml" | "yml").then(|| relative.to_owned())
 }
 
-fn read_file(path: &Path) -> io::Result<String> {
-    let size = std::fs::metadata(path)?.len();
-    if size > MAX_FILE_BYTES {
+/// Reads a file below a directory. What a name may be made to stand for is refused: files
+/// elsewhere, whose text would end up in findings, and what has no end.
+fn read_file(directory: &Path, name: &str) -> io::Result<String> {
+    let path = directory.join(name).canonicalize()?;
+    if !path.starts_with(directory.canonicalize()?) {
+        return Err(io::Error::other(
+            "it is a link that leaves the configuration directory; put the file itself there",
+        ));
+    }
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let file = std::fs::File::open(path)?;
+    let size = file.metadata()?.len();
+    let mut bytes = Vec::with_capacity(usize::try_from(size.min(MAX_FILE_BYTES)).unwrap_or(0));
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(io::Error::other(format!(
-            "{size} bytes are more than {MAX_FILE_BYTES}; split the file"
+            "it has more than {MAX_FILE_BYTES} bytes; split the file"
         )));
     }
-    String::from_utf8(std::fs::read(path)?)
-        .map_err(|error| io::Error::other(format!("it is not UTF-8 text: {error}")))
+    let text = String::from_utf8(bytes)
+        .map_err(|error| io::Error::other(format!("it is not UTF-8 text: {error}")))?;
+    let documents = count_documents(&text);
+    if documents > MAX_DOCUMENTS {
+        return Err(io::Error::other(format!(
+            "{documents} documents are more than {MAX_DOCUMENTS}; split the file"
+        )));
+    }
+    Ok(text)
 }
 
 /// The inotify watches of a directory, its subdirectories and its parents: the directory

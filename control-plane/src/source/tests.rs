@@ -263,6 +263,92 @@ async fn a_watch_stores_what_is_good() {
         .unwrap();
 }
 
+#[test]
+fn what_a_name_stands_for_is_checked() {
+    use std::os::unix::fs::symlink;
+    let (dir, mut source) = directory();
+    let config = dir.path().join("config");
+    fs::create_dir(&config).unwrap();
+    source.directory.clone_from(&config);
+    write(&config, "good.yaml", &service("good", 1));
+    symlink("good.yaml", config.join("link.yaml")).unwrap();
+    write(dir.path(), "secret.yaml", "-----BEGIN PRIVATE KEY-----");
+    symlink("../secret.yaml", config.join("outside.yaml")).unwrap();
+    symlink("/dev/zero", config.join("endless.yaml")).unwrap();
+    symlink("loop.yaml", config.join("loop.yaml")).unwrap();
+    fs::create_dir(dir.path().join("other")).unwrap();
+    write(&dir.path().join("other"), "o.yaml", &service("o", 1));
+    symlink("../other", config.join("team")).unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(config.join("pipe.yaml"))
+        .status();
+    assert!(made.unwrap().success());
+
+    let load = source.load();
+    assert_eq!(ports(&load), ["good:1"]);
+    let found = shown(&load).join("\n");
+    for (file, reason) in [
+        ("outside.yaml", "leaves the configuration directory"),
+        ("team/o.yaml", "leaves the configuration directory"),
+        ("endless.yaml", "leaves the configuration directory"),
+        ("pipe.yaml", "not a regular file"),
+        ("loop.yaml", "symbolic links"),
+    ] {
+        let line = found.lines().find(|line| line.contains(file)).unwrap();
+        assert!(line.contains(reason), "{line}");
+    }
+    assert!(!found.contains("PRIVATE"), "{found}");
+}
+
+#[test]
+fn what_one_file_can_cost_is_bounded() {
+    let (dir, mut source) = directory();
+    let bound = Duration::from_secs(4);
+    let mut check = |text: &str, expected: &str| {
+        write(dir.path(), "a.yaml", text);
+        let start = Instant::now();
+        let load = source.load();
+        assert!(start.elapsed() < bound, "{expected}: {:?}", start.elapsed());
+        let found = shown(&load);
+        let size: usize = found.iter().map(String::len).sum();
+        assert!(size < 2 << 20, "{expected}: {size} bytes of findings");
+        assert!(
+            found.iter().any(|line| line.contains(expected)),
+            "{expected}: {found:.2000?}"
+        );
+    };
+    check(&"---\na\n".repeat(25_000), "split the file");
+    let head = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {}\n";
+    let fields: String = (0..5_000).map(|n| format!("f{n}: 1\n")).collect();
+    check(&[head, &fields].concat(), "more problems than are shown");
+    let text = format!("apiVersion: v1\nkind: \"{}\"\n", "x".repeat(1 << 20));
+    check(&text, "xxx…");
+    check(&format!("a: b: {}\n", "x".repeat(1 << 20)), "a.yaml");
+
+    // Many routes of one service, and many references to what does not exist.
+    let services: String = (0..300)
+        .map(|n| service(&format!("service-{n}"), 80))
+        .collect();
+    let routes = |target: fn(usize) -> String| -> String {
+        let route = |n| {
+            let name = target(n);
+            format!(
+                "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r{n}}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: {name}, port: 80}}], rules: [{{backendRefs: [{{name: {name}, port: 80}}]}}]}}\n"
+            )
+        };
+        (0..1_500).map(route).collect()
+    };
+    let missing = [services.clone(), routes(|n| format!("no-service-{n}"))].concat();
+    check(&missing, "did you mean");
+    let one = [
+        service("s", 80),
+        routes(|_| "s".to_owned()),
+        "---\na: [".to_owned(),
+    ]
+    .concat();
+    check(&one, "unclosed");
+}
+
 /// Starts a watch; `next` waits for the load in which the ports are these.
 struct Watch {
     loads: mpsc::UnboundedReceiver<Load>,

@@ -424,26 +424,31 @@ fn acceptor(ca: &Ca, certificate: Arc<OwnCertificate>) -> TlsAcceptor {
 /// The control plane's own certificate, replaced when it is renewed.
 struct OwnCertificate {
     key: ArcSwap<CertifiedKey>,
-    renew_at: Mutex<SystemTime>,
+    /// When it was made, and when it is to be renewed.
+    times: Mutex<(SystemTime, SystemTime)>,
 }
 
 impl OwnCertificate {
     fn issue(ca: &Ca, id: &SpiffeId) -> Result<Arc<Self>, AppError> {
-        let certificate = ca.issue(id, DEFAULT_LEAF_TTL, SystemTime::now())?;
+        let now = SystemTime::now();
+        let certificate = ca.issue(id, DEFAULT_LEAF_TTL, now)?;
         Ok(Arc::new(Self {
             key: ArcSwap::from_pointee(certificate.certified_key_with_root()?),
-            renew_at: Mutex::new(renew_at(&certificate)),
+            times: Mutex::new((now, renew_at(&certificate))),
         }))
     }
 
     fn renew_if_due(&self, ca: &Ca, id: &SpiffeId, now: SystemTime) -> Result<bool, AppError> {
-        if now < *self.renew_at.lock() {
+        let (made, due) = *self.times.lock();
+        // A clock that was set back leaves a certificate from the future, which no sidecar
+        // whose clock is right accepts.
+        if (made..due).contains(&now) {
             return Ok(false);
         }
         let certificate = ca.issue(id, DEFAULT_LEAF_TTL, now)?;
         self.key
             .store(Arc::new(certificate.certified_key_with_root()?));
-        *self.renew_at.lock() = renew_at(&certificate);
+        *self.times.lock() = (now, renew_at(&certificate));
         Ok(true)
     }
 }
@@ -605,5 +610,25 @@ fn log_news(before: &[Diagnostic], now: &[Diagnostic]) {
     }
     if now.is_empty() && !before.is_empty() {
         tracing::info!("the configuration has no problems any more");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_certificate_is_renewed_in_time_and_after_the_clock_was_set_back() {
+        let domain: TrustDomain = "demo.mesh".parse().unwrap();
+        let now = SystemTime::now();
+        let hour = Duration::from_secs(3600);
+        let ca = Ca::create(&domain, now - 48 * hour);
+        let id = SpiffeId::workload(&domain, CONTROL_NAMESPACE, CONTROL_SERVICE_ACCOUNT).unwrap();
+        let own = OwnCertificate::issue(&ca, &id).unwrap();
+        let soon = now + Duration::from_secs(1);
+        assert!(!own.renew_if_due(&ca, &id, soon).unwrap());
+        assert!(own.renew_if_due(&ca, &id, now - 2 * hour).unwrap());
+        assert!(!own.renew_if_due(&ca, &id, now - 2 * hour).unwrap());
+        assert!(own.renew_if_due(&ca, &id, now + DEFAULT_LEAF_TTL).unwrap());
     }
 }

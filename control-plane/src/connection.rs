@@ -17,8 +17,9 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -33,6 +34,9 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 const ANONYMOUS_DEADLINE: Duration = Duration::from_secs(60);
 /// How many handshakes may be under way; further connections wait in the listen queue.
 const MAX_HANDSHAKES: usize = 1_000;
+/// How many discovery streams a connection may have: each keeps what it subscribed to, and
+/// a sidecar needs one.
+pub(crate) const MAX_STREAMS: usize = 4;
 /// After a failed accept (no file descriptors left), before the next.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
@@ -44,6 +48,8 @@ pub struct Peer {
     /// What it proved to be; `None` if it showed no certificate.
     pub svid: Option<Svid>,
     cutter: Arc<Cutter>,
+    /// One permit for each further discovery stream.
+    streams: Arc<Semaphore>,
 }
 
 /// What a client proved in the handshake.
@@ -56,6 +62,12 @@ pub struct Svid {
 }
 
 impl Peer {
+    /// The right to one discovery stream, for as long as it is kept; `None` when the
+    /// connection has [`MAX_STREAMS`] of them.
+    pub(crate) fn stream_slot(&self) -> Option<OwnedSemaphorePermit> {
+        self.streams.clone().try_acquire_owned().ok()
+    }
+
     /// Ends the connection at once, even if the client does not read.
     pub fn cut(&self) {
         self.cutter.cut();
@@ -113,6 +125,8 @@ impl Connections {
 pub(crate) struct Connection {
     tls: TlsStream<TcpStream>,
     peer: Peer,
+    /// When its I/O fails; `None` is never.
+    deadline: Option<Pin<Box<Sleep>>>,
     number: u64,
     connections: Connections,
     metrics: Arc<Metrics>,
@@ -133,13 +147,24 @@ impl Connected for Connection {
     }
 }
 
+impl Connection {
+    /// Fails when the connection was cut or is past its deadline.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        self.peer.cutter.check(cx)?;
+        match self.deadline.as_mut().map(|d| d.as_mut().poll(cx)) {
+            Some(Poll::Ready(())) => Err(io::ErrorKind::TimedOut.into()),
+            Some(Poll::Pending) | None => Ok(()),
+        }
+    }
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.peer.cutter.check(cx)?;
+        self.check(cx)?;
         Pin::new(&mut self.tls).poll_read(cx, buf)
     }
 }
@@ -150,17 +175,17 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.peer.cutter.check(cx)?;
+        self.check(cx)?;
         Pin::new(&mut self.tls).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.peer.cutter.check(cx)?;
+        self.check(cx)?;
         Pin::new(&mut self.tls).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.peer.cutter.check(cx)?;
+        self.check(cx)?;
         Pin::new(&mut self.tls).poll_shutdown(cx)
     }
 }
@@ -198,13 +223,8 @@ pub(crate) async fn accept(
             match result.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok((tls, svid)) => {
                     let connection = Connection::new(tls, address, svid, connections, metrics);
-                    let peer = connection.peer.clone();
                     // Fails only when the server has ended: then the connection is to end.
                     let _ = accepted.send(connection).await;
-                    if peer.svid.is_none() {
-                        tokio::time::sleep(ANONYMOUS_DEADLINE).await;
-                        peer.cut();
-                    }
                 }
                 Err(error) => {
                     metrics.handshakes_failed.inc();
@@ -226,13 +246,16 @@ impl Connection {
     ) -> Self {
         let (number, cutter) = connections.open();
         metrics.connections.inc();
+        let anonymous = svid.is_none();
         Self {
             tls,
             peer: Peer {
                 address,
                 svid,
                 cutter,
+                streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             },
+            deadline: anonymous.then(|| Box::pin(tokio::time::sleep(ANONYMOUS_DEADLINE))),
             number,
             connections,
             metrics,

@@ -952,3 +952,131 @@ async fn dropping_it_ends_everything() {
     let refused = async { while TcpStream::connect(plane.address).await.is_ok() {} };
     soon(refused).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_has_few_streams_and_small_requests() {
+    let directory = directory();
+    let plane = Plane::start(directory.path()).await;
+    let svid = plane.svid("web").await;
+    let channel = plane.channel(Some(&svid)).await;
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let mut ads = Ads::open(channel.clone(), "blog/web").await.unwrap();
+        ads.expect("listener: outbound").await;
+        streams.push(ads);
+    }
+    let status = Ads::open(channel.clone(), "blog/web").await.err().unwrap();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    // One that ends makes room, one that asks for too much is ended.
+    let mut last = streams.pop().unwrap();
+    last.subscribe(Kind::Route, &["x".repeat(5 << 20).as_str()])
+        .await;
+    last.next().await.unwrap_err();
+    drop(last);
+    let room = async {
+        loop {
+            if let Ok(ads) = Ads::open(channel.clone(), "blog/web").await {
+                break ads;
+            }
+        }
+    };
+    soon(room).await.expect("listener: outbound").await;
+    streams[0].subscribe(Kind::Secret, &["ROOTCA"]).await;
+    streams[0].expect("secret: ROOTCA").await;
+    plane.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_belongs_to_others_is_absent() {
+    let directory = directory();
+    let plane = Plane::start(directory.path()).await;
+    let web = plane.svid("web").await;
+    let post = plane.svid("post").await;
+    // The owner first, so that the bytes are in the memory of the snapshot.
+    let mut owner = plane.ads(&post, "blog/post-v1").await;
+    owner.expect("listener: inbound|8080 outbound").await;
+    owner.subscribe(Kind::Cluster, &["inbound|8080"]).await;
+    owner.expect("cluster: inbound|8080").await;
+    let mut ads = plane.ads(&web, "blog/web").await;
+    ads.expect("listener: outbound").await;
+    for (kind, name) in [
+        (Kind::Listener, "inbound|8080"),
+        (Kind::Cluster, "inbound|8080"),
+        (Kind::Secret, "default"),
+        (Kind::Secret, "blog/post-v1"),
+        (Kind::Endpoint, "inbound|8080"),
+        (Kind::Cluster, "../blog/post-v1"),
+    ] {
+        ads.subscribe(kind, &[name]).await;
+        ads.expect(&format!("{kind}: -{name}")).await;
+    }
+    plane.stop().await;
+}
+
+/// A sidecar that connects and shuts down without pause: each time, endpoints change.
+async fn churn(channel: Channel) {
+    loop {
+        let mut ads = Ads::open(channel.clone(), "blog/post-v1").await.unwrap();
+        ads.told().await;
+        drop(ads.requests);
+        while ads.responses.message().await.is_ok_and(|m| m.is_some()) {}
+    }
+}
+
+/// 300 sidecars come back at once while 100 connections say nothing, one client connects
+/// and shuts down as fast as it can, and the configuration changes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_hundred_that_reconnect_at_once_are_served() {
+    let directory = directory();
+    let plane = Plane::start(directory.path()).await;
+    let (web, post) = (plane.svid("web").await, plane.svid("post").await);
+    let plane = Arc::new(plane);
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(plane.address).await.unwrap());
+    }
+    let churn = tokio::spawn(churn(plane.channel(Some(&post)).await));
+    let begun = Instant::now();
+    let clients: Vec<_> = (0..300)
+        .map(|n| {
+            let (plane, svid) = (plane.clone(), web.clone());
+            tokio::spawn(async move {
+                let mut ads = plane.ads(&svid, &format!("blog/new-{n}")).await;
+                ads.expect("listener:").await;
+                ads.subscribe(Kind::VirtualHost, &["outbound/post"]).await;
+                ads.expect("virtual_host: outbound/post").await;
+                ads
+            })
+        })
+        .collect();
+    let mut connected = Vec::new();
+    for client in clients {
+        connected.push(client.await.unwrap());
+    }
+    let taken = begun.elapsed();
+    assert!(taken < PATIENCE, "connecting took {taken:?}");
+    println!("300 connected in {taken:?}");
+
+    let edited = Instant::now();
+    let service = MESH.split("---").nth(1).unwrap();
+    let route = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: blog}\nspec: {parentRefs: [{group: '', kind: Service, name: post, port: 80}], rules: [{name: new, backendRefs: [{name: post, port: 80}]}]}\n";
+    assert!(service.contains("name: post"));
+    std::fs::write(directory.path().join("config/route.yaml"), route).unwrap();
+    for ads in &mut connected {
+        ads.expect("virtual_host: outbound/post").await;
+    }
+    let taken = edited.elapsed();
+    println!("300 updated in {taken:?}");
+    assert!(taken < Duration::from_secs(5), "telling took {taken:?}");
+    churn.abort();
+    drop((connected, silent));
+    plane
+        .until_page("/metrics", "weft_control_connections 0")
+        .await;
+    assert!(
+        plane
+            .page("/debug/clients")
+            .await
+            .contains("\"clients\": []")
+    );
+}

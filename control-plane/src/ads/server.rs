@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::Stream as Responses;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
@@ -29,7 +29,7 @@ use super::View as _;
 use super::state::{Heard, Outcome, Refusal, Stream};
 use crate::cache::{Connected, NodeView, Snapshot, Snapshots};
 use crate::clients::{Client, Clients, Open};
-use crate::connection::{Peer, Svid};
+use crate::connection::{MAX_STREAMS, Peer, Svid};
 use crate::metrics::{Metrics, seconds};
 use crate::model::Mesh;
 
@@ -38,7 +38,7 @@ pub const STALL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a client may take to say who it is.
 const FIRST_REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// The longest request, in bytes.
-pub const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
+pub const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
 
 /// Aggregated discovery over one set of snapshots. Cheap to clone.
 #[derive(Clone)]
@@ -78,6 +78,11 @@ impl AggregatedDiscoveryService for Ads {
         let peer = request.extensions().get::<Peer>().cloned();
         let peer = peer.ok_or_else(|| Status::internal("the connection is not known"))?;
         let svid = peer.svid.clone().ok_or_else(no_certificate)?;
+        let slot = peer.stream_slot().ok_or_else(|| {
+            Status::resource_exhausted(format!(
+                "a connection may have {MAX_STREAMS} discovery streams; end one first"
+            ))
+        })?;
         let ending = request
             .extensions()
             .get::<Ending>()
@@ -91,6 +96,7 @@ impl AggregatedDiscoveryService for Ads {
             ending,
             requests: request.into_inner(),
             responses,
+            _slot: slot,
         };
         tokio::spawn(session.run());
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -111,6 +117,7 @@ struct Session {
     ending: Ending,
     requests: Streaming<DeltaDiscoveryRequest>,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    _slot: OwnedSemaphorePermit,
 }
 
 /// One stream of a client that is known.
@@ -343,7 +350,7 @@ impl Conversation {
                 let text = refusal.to_string();
                 End::Refused(match refusal {
                     Refusal::NameTooLong(_) => Status::invalid_argument(text),
-                    Refusal::TooManyNames | Refusal::TooManyForeign => {
+                    Refusal::TooManyNames | Refusal::TooManyVersions | Refusal::TooManyForeign => {
                         Status::resource_exhausted(text)
                     }
                 })

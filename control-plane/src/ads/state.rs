@@ -7,7 +7,7 @@
 //!
 //! Protocol: <https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol>
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use weft_api::Kind;
@@ -22,7 +22,11 @@ use crate::cache::Encoded;
 
 /// How many names one stream may subscribe to, all types together.
 pub const MAX_SUBSCRIPTIONS: usize = 10_000;
-/// The longest resource name, in bytes.
+/// How many bytes those names may have together.
+pub const MAX_SUBSCRIBED_BYTES: usize = 2 * 1024 * 1024;
+/// How many resources a client may say that it has when it begins a type.
+pub const MAX_INITIAL_VERSIONS: usize = 50_000;
+/// The longest name of a resource or a type, in bytes.
 pub const MAX_NAME_BYTES: usize = 1_024;
 /// A response is closed when its resources reach this size; the rest follows after its ACK.
 pub const MAX_RESPONSE_BYTES: usize = 3 * 1024 * 1024;
@@ -79,13 +83,18 @@ pub struct Outcome {
 /// A request that ends the stream.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Over [`MAX_SUBSCRIPTIONS`].
+    /// Over [`MAX_SUBSCRIPTIONS`] or [`MAX_SUBSCRIBED_BYTES`].
     #[error(
-        "a stream may subscribe to {MAX_SUBSCRIPTIONS} names; unsubscribe from what is not used"
+        "a stream may subscribe to {MAX_SUBSCRIPTIONS} names of {MAX_SUBSCRIBED_BYTES} bytes in all; unsubscribe from what is not used"
     )]
     TooManyNames,
+    /// Over [`MAX_INITIAL_VERSIONS`].
+    #[error(
+        "a client may begin with {MAX_INITIAL_VERSIONS} resources of a type; begin without initial_resource_versions"
+    )]
+    TooManyVersions,
     /// Over [`MAX_NAME_BYTES`].
-    #[error("a resource name of {0} bytes; the longest allowed has {MAX_NAME_BYTES}")]
+    #[error("a name of {0} bytes; the longest allowed has {MAX_NAME_BYTES}")]
     NameTooLong(usize),
     /// Requests for unknown types come faster than their answers are read.
     #[error("more than {MAX_FOREIGN} requests for types that are not served wait for an answer")]
@@ -168,13 +177,7 @@ impl Stream {
         request: DeltaDiscoveryRequest,
         view: &impl View,
     ) -> Result<Heard, Refusal> {
-        let names = request
-            .resource_names_subscribe
-            .iter()
-            .chain(request.initial_resource_versions.keys());
-        if let Some(name) = names.into_iter().find(|name| name.len() > MAX_NAME_BYTES) {
-            return Err(Refusal::NameTooLong(name.len()));
-        }
+        check_size(&request)?;
         let Some(kind) = Kind::from_type_url(&request.type_url) else {
             return self.on_foreign(request);
         };
@@ -194,8 +197,9 @@ impl Stream {
             let members = view.wildcard(kind);
             subscription.unsubscribe(request.resource_names_unsubscribe, &members);
         }
-        let total: usize = self.subscriptions.iter().map(|s| s.names.len()).sum();
-        if total > MAX_SUBSCRIPTIONS {
+        let names = self.subscriptions.iter().flat_map(|s| &s.names);
+        let (count, bytes) = names.fold((0, 0), |(n, bytes), name| (n + 1, bytes + name.len()));
+        if count > MAX_SUBSCRIPTIONS || bytes > MAX_SUBSCRIBED_BYTES {
             return Err(Refusal::TooManyNames);
         }
         Ok(heard)
@@ -341,6 +345,25 @@ impl Stream {
     }
 }
 
+/// Bounds what one request can make the server keep or compare.
+fn check_size(request: &DeltaDiscoveryRequest) -> Result<(), Refusal> {
+    let subscribe = &request.resource_names_subscribe;
+    let unsubscribe = &request.resource_names_unsubscribe;
+    let has = &request.initial_resource_versions;
+    let names = subscribe.iter().chain(unsubscribe).chain(has.keys());
+    let mut names = names.chain([&request.type_url]);
+    if let Some(name) = names.find(|name| name.len() > MAX_NAME_BYTES) {
+        return Err(Refusal::NameTooLong(name.len()));
+    }
+    if subscribe.len() > MAX_SUBSCRIPTIONS || unsubscribe.len() > MAX_SUBSCRIPTIONS {
+        return Err(Refusal::TooManyNames);
+    }
+    if has.len() > MAX_INITIAL_VERSIONS {
+        return Err(Refusal::TooManyVersions);
+    }
+    Ok(())
+}
+
 impl Subscription {
     fn begin(&mut self, kind: Kind, names: &[String], has: &HashMap<String, String>) {
         self.begun = true;
@@ -349,7 +372,8 @@ impl Subscription {
         self.wildcard = names.is_empty() && kind.has_wildcard();
         self.owed = self.wildcard && has.is_empty();
         self.dirty = true;
-        let all = self.wildcard || names.iter().any(|name| name == WILDCARD);
+        let names: HashSet<&String> = names.iter().collect();
+        let all = self.wildcard || names.iter().any(|name| *name == WILDCARD);
         for (name, version) in has {
             if all || names.contains(name) {
                 self.told.insert(name.clone(), Told::parse(version));
@@ -375,6 +399,7 @@ impl Subscription {
     }
 
     fn unsubscribe(&mut self, names: Vec<String>, members: &[String]) {
+        let members: HashSet<&String> = members.iter().collect();
         for name in names {
             if name == WILDCARD {
                 self.wildcard = false;
@@ -1131,6 +1156,63 @@ mod tests {
         };
         let refused = client.stream.on_request(long, &client.mesh);
         assert_eq!(refused, Err(Refusal::NameTooLong(MAX_NAME_BYTES + 1)));
+        let long_type = DeltaDiscoveryRequest {
+            type_url: "x".repeat(MAX_NAME_BYTES + 1),
+            ..DeltaDiscoveryRequest::default()
+        };
+        let refused = client.stream.on_request(long_type, &client.mesh);
+        assert_eq!(refused, Err(Refusal::NameTooLong(MAX_NAME_BYTES + 1)));
+
+        let long_names = (0..3_000).map(|n| format!("{n:01000}")).collect();
+        let bytes = DeltaDiscoveryRequest {
+            resource_names_subscribe: long_names,
+            ..request(EDS)
+        };
+        let mut client = Client::default();
+        let refused = client.stream.on_request(bytes, &client.mesh);
+        assert_eq!(refused, Err(Refusal::TooManyNames));
+        let versions = (0..=MAX_INITIAL_VERSIONS).map(|n| (n.to_string(), String::new()));
+        let known = DeltaDiscoveryRequest {
+            initial_resource_versions: versions.collect(),
+            ..request(CDS)
+        };
+        let mut client = Client::default();
+        let refused = client.stream.on_request(known, &client.mesh);
+        assert_eq!(refused, Err(Refusal::TooManyVersions));
+    }
+
+    #[test]
+    fn the_largest_requests_take_no_time() {
+        let mut client = Client::default();
+        for n in 0..5_000 {
+            client
+                .mesh
+                .set(CDS, &format!("cluster-of-the-mesh-{n:06}"), "x");
+        }
+        let names = |count: usize| (0..count).map(|n| format!("cluster-of-the-mesh-{n:06}"));
+        let start = std::time::Instant::now();
+        let begin = DeltaDiscoveryRequest {
+            resource_names_subscribe: names(MAX_SUBSCRIPTIONS).collect(),
+            initial_resource_versions: names(MAX_INITIAL_VERSIONS)
+                .map(|name| (name, "1".to_owned()))
+                .collect(),
+            ..request(CDS)
+        };
+        client.stream.on_request(begin, &client.mesh).unwrap();
+        let wildcard = DeltaDiscoveryRequest {
+            resource_names_subscribe: owned(&[WILDCARD]),
+            ..request(CDS)
+        };
+        client.stream.on_request(wildcard, &client.mesh).unwrap();
+        for _ in 0..3 {
+            let forget = DeltaDiscoveryRequest {
+                resource_names_unsubscribe: names(MAX_SUBSCRIPTIONS).collect(),
+                ..request(CDS)
+            };
+            client.stream.on_request(forget, &client.mesh).unwrap();
+        }
+        let taken = start.elapsed();
+        assert!(taken < std::time::Duration::from_secs(2), "{taken:?}");
     }
 
     #[test]

@@ -29,9 +29,13 @@ const MAX_IDLE: usize = 1024;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
 /// Streams on one HTTP/2 connection before another one is opened.
 const STREAMS_PER_CONNECTION: u32 = 100;
-/// One stalled stream must not stop the others: 16 stream windows fit.
 const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
+/// Streams of different clients share a connection, so those that nobody reads from must
+/// not stop the others: the windows of all of them fit.
+const CONNECTION_WINDOW: u32 = STREAMS_PER_CONNECTION * STREAM_WINDOW;
+/// Streams before the server has said how many it takes; one that takes fewer would refuse
+/// the rest.
+const FIRST_STREAMS: usize = 1;
 const MAX_HEADER_LIST: u32 = 64 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -223,6 +227,7 @@ async fn open_http2(connector: &Connector, dest: &Dest) -> Result<http2::SendReq
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_max_send_streams(FIRST_STREAMS)
         .max_header_list_size(MAX_HEADER_LIST)
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
@@ -237,4 +242,95 @@ async fn open_http2(connector: &Connector, dest: &Dest) -> Result<http2::SendReq
         }
     });
     Ok(send)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, pin::Pin, sync::Arc, time::Duration};
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body::Body as _;
+    use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::{net::TcpListener, time::timeout};
+
+    use super::{Connector, Dest, Lease, Pool};
+    use crate::{
+        body::Body,
+        telemetry::Metrics,
+        upstream::{Protocol, send},
+    };
+
+    /// A server of bodies of `size` bytes that takes `streams` at one time.
+    async fn server(streams: u32, size: usize) -> Dest {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let service = service_fn(move |_: Request<Incoming>| async move {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    let body = Body::Full(Bytes::from(vec![0; size]));
+                    Ok::<_, std::convert::Infallible>(Response::new(body))
+                });
+                let serving = http2::Builder::new(TokioExecutor::new())
+                    .max_concurrent_streams(streams)
+                    .serve_connection(TokioIo::new(tcp), service);
+                tokio::spawn(serving);
+            }
+        });
+        Dest {
+            address,
+            tls: None,
+            timeout: Duration::from_secs(5),
+        }
+    }
+
+    async fn one(
+        connector: &Connector,
+        dest: &Dest,
+        pool: &Pool,
+    ) -> Result<(Response<Incoming>, Lease), crate::error::Error> {
+        let mut req = Some(Request::get("http://a/").body(Body::Empty).unwrap());
+        send(connector, dest, pool, Protocol::Http2, &mut req).await
+    }
+
+    fn connector() -> Connector {
+        Connector {
+            identity: Arc::default(),
+            metrics: Metrics::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_burst_keeps_to_the_streams_that_the_server_takes() {
+        let dest = server(2, 1).await;
+        let (connector, pool) = (Arc::new(connector()), Arc::new(Pool::default()));
+        let burst: Vec<_> = (0..30)
+            .map(|_| {
+                let (connector, pool, dest) = (connector.clone(), pool.clone(), dest.clone());
+                tokio::spawn(async move { one(&connector, &dest, &pool).await.map(drop) })
+            })
+            .collect();
+        for request in burst {
+            request.await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_that_nobody_reads_do_not_stop_the_others() {
+        let dest = server(250, 300 * 1024).await;
+        let (connector, pool) = (connector(), Pool::default());
+        let mut unread = Vec::new();
+        for _ in 0..40 {
+            unread.push(one(&connector, &dest, &pool).await.unwrap());
+        }
+        // Their windows are full by then.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let (mut response, _lease) = one(&connector, &dest, &pool).await.unwrap();
+        let first = poll_fn(|cx| Pin::new(response.body_mut()).poll_frame(cx));
+        let first = timeout(Duration::from_secs(5), first).await.unwrap();
+        assert!(first.unwrap().unwrap().is_data());
+        assert_eq!(pool.shared.lock().len(), 1);
+    }
 }

@@ -26,6 +26,8 @@ const FIRST_BYTE: Duration = Duration::from_secs(10);
 const SERVER_FIRST: Duration = Duration::from_millis(50);
 /// What a client that has just connected has for its first byte when the sockets close.
 const LAST_CHANCE: Duration = Duration::from_millis(500);
+/// How long a client may begin after its server turned out to be unreachable.
+const UNREACHABLE: Duration = Duration::from_secs(1);
 /// Endpoints that are tried for one TCP connection.
 const MAX_ATTEMPTS: usize = 4;
 
@@ -68,6 +70,10 @@ async fn secured(
     let patience = if permissive { SERVER_FIRST } else { FIRST_BYTE };
     let mut first = [0];
     let n = match tokio::time::timeout(patience, tcp.peek(&mut first)).await {
+        // A check that the port is open.
+        Ok(Ok(0)) if !permissive => {
+            return Err(Error::new(Reason::ClientClosed, "closed before a byte"));
+        }
         Ok(Ok(n)) => n,
         Ok(Err(error)) => return Err(Error::new(Reason::ClientClosed, error.to_string())),
         Err(_) if permissive => return plain(worker, listener, tcp.into()).await,
@@ -273,11 +279,7 @@ async fn race(
                 }
             }
             opened = &mut opening, if upstream.is_none() => upstream = Some(opened),
-            read = first_of(&mut upstream, &mut greeting) => {
-                if read {
-                    break Detected::Opaque;
-                }
-            }
+            () = first_of(&mut upstream, &mut greeting) => break Detected::Opaque,
             error = &mut closing => return Err(error),
         }
     };
@@ -297,15 +299,15 @@ async fn race(
     relay(io, server.rewind(greeting.into()), pick, &backends[index]).await
 }
 
-/// The server's first bytes; pending while there is no server to read from.
-async fn first_of(
-    upstream: &mut Option<Result<(Io, Pick, usize), Error>>,
-    greeting: &mut Vec<u8>,
-) -> bool {
+/// Waits for the server's first bytes; pending while it is not known whether there is one.
+async fn first_of(upstream: &mut Option<Result<(Io, Pick, usize), Error>>, greeting: &mut Vec<u8>) {
     match upstream {
-        // A server that closes at once has spoken too: the client shall see it.
-        Some(Ok((server, ..))) => server.read_more(greeting).await.is_ok(),
-        _ => std::future::pending().await,
+        // A server that closes or breaks off at once has spoken too: the client shall see it.
+        Some(Ok((server, ..))) => drop(server.read_more(greeting).await),
+        // A client of HTTP is told by an answer; one that waits for the server to begin
+        // shall not wait for ever.
+        Some(Err(_)) => tokio::time::sleep(UNREACHABLE).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -480,4 +482,25 @@ fn port_of(listener: &LiveListener) -> String {
         .port
         .unwrap_or_else(|| listener.config.address.port())
         .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::{UNREACHABLE, first_of};
+    use crate::error::{Error, Reason};
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_ever_for_a_server_that_is_not_there() {
+        let mut greeting = Vec::new();
+        let mut unknown = None;
+        let unknown = first_of(&mut unknown, &mut greeting);
+        assert!(timeout(Duration::from_secs(60), unknown).await.is_err());
+        let mut refused = Some(Err(Error::new(Reason::ConnectRefused, "")));
+        let refused = first_of(&mut refused, &mut greeting);
+        assert!(timeout(2 * UNREACHABLE, refused).await.is_ok());
+    }
 }

@@ -133,11 +133,23 @@ impl Linker {
         if self.demanded.contains_key(name) {
             return true;
         }
-        if self.demanded.len() >= MAX_HOSTS {
+        if self.demanded.len() >= MAX_HOSTS && !self.give_up_absent() {
             return false;
         }
         self.demanded.insert(name.into(), now_seconds);
         true
+    }
+
+    /// Makes room for one more: names that do not exist must not keep out those that do.
+    fn give_up_absent(&mut self) -> bool {
+        let live = &self.live.hosts;
+        let oldest = self
+            .demanded
+            .iter()
+            .filter(|(name, _)| matches!(live.get(*name), Some(None)))
+            .min_by_key(|(_, since)| **since)
+            .map(|(name, _)| name.clone());
+        oldest.is_some_and(|name| self.demanded.remove(&name).is_some())
     }
 
     /// Gives up destinations that nobody has asked for lately; true if there were any.
@@ -234,7 +246,14 @@ impl Linker {
             .values()
             .flatten()
             .any(|host| clusters_of(&host.config).any(|cluster| cluster == name));
+        let by_table = || {
+            let hosts = self.live.tables.values().flat_map(|table| table.hosts());
+            hosts
+                .flat_map(|host| clusters_of(&host.config))
+                .any(|cluster| cluster == name)
+        };
         by_host
+            || by_table()
             || self
                 .live
                 .listeners
@@ -570,4 +589,36 @@ fn service_of(host: &VirtualHost) -> (&str, &str) {
     let name = name.rsplit_once('/').map_or(name, |(_, name)| name);
     let host = name.rsplit_once(':').map_or(name, |(host, _)| host);
     host.split_once('.').unwrap_or((host, ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use weft_api::Kind;
+
+    use super::{Linker, MAX_HOSTS};
+    use crate::telemetry::Metrics;
+
+    #[test]
+    fn names_that_do_not_exist_make_room() {
+        let mut linker = Linker::new(Metrics::new(), 1);
+        let name = |n: usize| -> Arc<str> { format!("outbound/{n}").into() };
+        for n in 0..MAX_HOSTS {
+            assert!(linker.demand(&name(n), 1 + n as u32));
+        }
+        // All of them may still exist.
+        assert!(!linker.demand("outbound/new", 9_000));
+        for absent in [7, 3] {
+            assert!(linker.remove(Kind::VirtualHost, &name(absent)));
+        }
+        linker.link();
+        assert!(linker.demand("outbound/new", 9_000));
+        assert!(linker.demand("outbound/newer", 9_000));
+        assert!(!linker.demand("outbound/newest", 9_000));
+        let (snapshot, wanted) = linker.link();
+        assert!(!snapshot.hosts.contains_key(&name(3)));
+        assert!(wanted.contains(&(Kind::VirtualHost, "outbound/new".into())));
+        assert_eq!(wanted.len(), MAX_HOSTS);
+    }
 }

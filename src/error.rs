@@ -166,6 +166,12 @@ impl Reason {
         &TABLE[self as usize]
     }
 
+    /// Whether the client caused it: no endpoint is to blame.
+    #[must_use]
+    pub const fn is_of_the_client(self) -> bool {
+        matches!(self, Self::ClientClosed | Self::ClientProtocolError)
+    }
+
     /// The stable word; empty for [`Reason::None`].
     #[must_use]
     pub const fn slug(self) -> &'static str {

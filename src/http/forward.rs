@@ -5,8 +5,9 @@ use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST},
+    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TRANSFER_ENCODING},
 };
+use http_body::Body as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::time::{Instant, timeout_at};
 
@@ -14,7 +15,7 @@ use super::{
     Connection, Routes,
     headers::{location, rewrite_path, strip_hop_by_hop, wants_websocket},
     pulse::ActiveGuard,
-    reply::{self, grpc_status, is_grpc},
+    reply::{self, WEFT_REASON, grpc_status, is_grpc},
     tracked::{Stream, Tracked},
     tunnel,
 };
@@ -163,7 +164,7 @@ impl Exchange {
                     return Err(Error::new(Reason::BackendMissing, words));
                 };
                 if forward.terminate_connect && self.info.method == Method::CONNECT {
-                    let connecting = self.connect(&host, cluster.clone());
+                    let connecting = self.connect(&authority, cluster.clone());
                     return Box::pin(connecting).await;
                 }
                 let weighted = &forward.clusters.clusters[chosen];
@@ -183,10 +184,12 @@ impl Exchange {
 
     /// The virtual host of an authority; looks it up if the table says so.
     async fn host(&self, authority: &str) -> Result<Arc<LiveHost>, Error> {
-        if let Some(host) = &self.connection.only_host {
-            return Ok(host.clone());
-        }
-        let authority = normalize(authority);
+        let authority = normalize(
+            self.connection
+                .only_authority
+                .as_deref()
+                .unwrap_or(authority),
+        );
         let (found, lookup) = self.find_host(&authority);
         if let Some(found) = found {
             return found;
@@ -324,6 +327,7 @@ impl Exchange {
         let (mut parts, mut body) = std::mem::take(req).into_parts();
         body.count(bytes);
         strip_hop_by_hop(&mut parts.headers, websocket);
+        parts.headers.remove(WEFT_REASON);
         if let Some(rewrite) = &forward.path_rewrite {
             let path = rewrite_path(&parts.uri, &route.matches.path, rewrite)?;
             let mut uri = parts.uri.into_parts();
@@ -354,6 +358,11 @@ impl Exchange {
         match protocol {
             Protocol::Http1 => {
                 parts.version = Version::HTTP_11;
+                // Said outright: for GET, hyper takes silence for an empty body.
+                if !body.is_end_stream() && !parts.headers.contains_key(CONTENT_LENGTH) {
+                    let chunked = HeaderValue::from_static("chunked");
+                    parts.headers.insert(TRANSFER_ENCODING, chunked);
+                }
                 if rewritten.is_some() || !parts.headers.contains_key(HOST) {
                     parts.headers.insert(HOST, host);
                 }
@@ -404,7 +413,9 @@ impl Exchange {
                     return Ok((pick, response, lease));
                 }
                 Err(error) => {
-                    pick.failed();
+                    if !error.reason.is_of_the_client() {
+                        pick.failed();
+                    }
                     if let Some(metrics) = &self.info.metrics {
                         metrics.attempt(error.reason);
                     }
@@ -475,6 +486,10 @@ impl Exchange {
             return Err(Error::new(Reason::PeerProtocolError, words));
         }
         strip_hop_by_hop(response.headers_mut(), switched);
+        // Only the sidecar of a peer, which proved who it is, speaks for the mesh.
+        if pick.endpoint.dest.tls.is_none() {
+            response.headers_mut().remove(WEFT_REASON);
+        }
         if let (true, Some(downstream)) = (switched, downstream) {
             let upstream = hyper::upgrade::on(&mut response);
             let (parts, _) = response.into_parts();
@@ -491,13 +506,9 @@ impl Exchange {
     }
 
     /// Ends a CONNECT here: a TCP connection to the service, or HTTP inside the tunnel.
-    async fn connect(
-        &mut self,
-        host: &Arc<LiveHost>,
-        cluster: Arc<Cluster>,
-    ) -> Result<Answer, Error> {
+    async fn connect(&mut self, authority: &str, cluster: Arc<Cluster>) -> Result<Answer, Error> {
         let allowed = self.connection.http().is_some_and(|http| http.connect);
-        if !allowed || self.version >= Version::HTTP_2 || self.connection.only_host.is_some() {
+        if !allowed || self.version >= Version::HTTP_2 || self.connection.only_authority.is_some() {
             return Err(Error::new(
                 Reason::ClientProtocolError,
                 "CONNECT is not served here",
@@ -506,7 +517,7 @@ impl Exchange {
         let downstream = hyper::upgrade::on(self.request()?);
         let held = self.connection.handed_over();
         if !cluster.is_tcp_only() {
-            tunnel::connect_http(downstream, &self.connection, host.clone(), held);
+            tunnel::connect_http(downstream, &self.connection, authority.into(), held);
             return Ok((Response::new(Body::Empty), None));
         }
         let Some(pick) = cluster.pick(&[], &self.connection.worker.rng) else {
@@ -565,7 +576,7 @@ impl Exchange {
         let deadline = self
             .deadline
             // Of the server's answer only: ours, which may say that the time is up, is whole.
-            .filter(|_| upstream.is_some() && !http_body::Body::is_end_stream(response.body()))
+            .filter(|_| upstream.is_some() && !response.body().is_end_stream())
             .map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
         let stream = Stream {
             info: self.info,

@@ -57,7 +57,10 @@ fn strip(headers: &mut HeaderMap, keep_upgrade: bool) {
     headers.remove(KEEP_ALIVE);
     headers.remove(PROXY_CONNECTION);
     headers.remove(HTTP2_SETTINGS);
-    headers.remove(TRANSFER_ENCODING);
+    if headers.remove(TRANSFER_ENCODING).is_some() {
+        // The coding said where the body ends; the length does not (RFC 9112 section 6.3).
+        headers.remove(CONTENT_LENGTH);
+    }
     if let Some(te) = headers.get(TE) {
         let trailers = te.to_str().is_ok_and(|te| {
             te.split(',')
@@ -213,6 +216,10 @@ mod tests {
                 ("connection", "upgrade, http2-settings"),
                 ("http2-settings", "x"),
             ],
+            &[],
+        );
+        check(
+            &[("transfer-encoding", "chunked"), ("content-length", "3")],
             &[],
         );
         // The fields that delimit and route the message cannot be taken away.

@@ -16,7 +16,7 @@ use weft_certs::spiffe::SpiffeId;
 use crate::{
     config::{Filter, HttpConfig},
     drain::ConnectionGuard,
-    snapshot::{LiveFilter, LiveHost, LiveListener, LiveTable, Snapshot},
+    snapshot::{LiveFilter, LiveListener, LiveTable, Snapshot},
     telemetry::{RouteMetrics, Side, Tls},
     worker::Worker,
 };
@@ -32,8 +32,8 @@ pub struct Connection {
     pub listener: Arc<LiveListener>,
     /// Which chain of the listener.
     pub chain: usize,
-    /// Inside a CONNECT tunnel: the only host that requests are for.
-    pub only_host: Option<Arc<LiveHost>>,
+    /// Inside a CONNECT tunnel: the authority that all requests are for.
+    pub only_authority: Option<Box<str>>,
     /// How it is protected.
     pub tls: Tls,
     /// Who the client proved to be.
@@ -69,7 +69,7 @@ impl Connection {
             worker,
             listener,
             chain,
-            only_host: None,
+            only_authority: None,
             tls,
             peer,
             pulse: Arc::default(),

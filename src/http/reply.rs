@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::{body::Body, config::DirectResponse, error::Reason};
 
-const WEFT_REASON: HeaderName = HeaderName::from_static("weft-reason");
+pub(super) const WEFT_REASON: HeaderName = HeaderName::from_static("weft-reason");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
@@ -60,9 +60,12 @@ pub(super) fn grpc_trailers(reason: Reason) -> HeaderMap {
     trailers
 }
 
-/// The gRPC status of a response head or of trailers.
+/// The gRPC status of a response head or of trailers. A code that does not exist is UNKNOWN,
+/// as it is to clients: no server may invent label values.
 pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
-    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+    const UNKNOWN: u8 = 2;
+    let status: Option<u8> = headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok();
+    Some(status.filter(|code| *code <= 16).unwrap_or(UNKNOWN))
 }
 
 /// `direct_response`.
@@ -86,7 +89,7 @@ pub(super) fn redirect(status: StatusCode, location: String) -> Response<Body> {
 mod tests {
     use http::{HeaderMap, HeaderValue, header};
 
-    use super::{failure, is_grpc};
+    use super::{failure, grpc_status, is_grpc};
     use crate::error::Reason;
 
     #[test]
@@ -101,6 +104,16 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
             assert_eq!(is_grpc(&headers), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn grpc_codes_that_do_not_exist_are_unknown() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(grpc_status(&headers), None);
+        for (value, expected) in [("0", 0), ("16", 16), ("17", 2), ("300", 2), ("x", 2)] {
+            headers.insert("grpc-status", HeaderValue::from_static(value));
+            assert_eq!(grpc_status(&headers), Some(expected), "{value}");
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::Method;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 
@@ -159,7 +160,10 @@ impl Drop for Tracked {
     fn drop(&mut self) {
         if self.body.is_end_stream() {
             self.complete();
-        } else if let Some(stream) = &mut self.stream {
+        } else if let Some(stream) = &mut self.stream
+            // Nobody reads the body of an answer to HEAD; it is whole without.
+            && stream.info.method != Method::HEAD
+        {
             stream.info.reason = Reason::ClientClosed;
         }
     }

@@ -9,7 +9,6 @@ use crate::{
     cluster::Pick,
     config::AppProtocol,
     io::Io,
-    snapshot::LiveHost,
     tcp,
     telemetry::{ConnectionMetrics, StreamInfo},
     upstream::Lease,
@@ -70,11 +69,12 @@ pub(super) fn connect_tcp(
     });
 }
 
-/// Ends a CONNECT here and serves the HTTP inside it, for this one host.
+/// Ends a CONNECT here and serves the HTTP inside it, for this one authority. Its host is
+/// looked up for each request: a tunnel follows the configuration.
 pub(super) fn connect_http(
     downstream: OnUpgrade,
     outer: &Arc<Connection>,
-    host: Arc<LiveHost>,
+    authority: Box<str>,
     held: HandedOver,
 ) {
     let mut inner = Connection::new(
@@ -84,7 +84,7 @@ pub(super) fn connect_http(
         outer.tls,
         outer.peer.clone(),
     );
-    inner.only_host = Some(host);
+    inner.only_authority = Some(authority);
     // Boxed: a connection that serves a tunnel that serves a connection would be a type
     // that contains itself.
     let task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {

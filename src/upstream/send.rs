@@ -105,10 +105,17 @@ fn already_sent() -> Error {
 /// The reason of a failure after the connection was made, before the answer or within it.
 pub fn reason_of(error: &hyper::Error) -> Error {
     let text = text_of(error);
+    // The request body broke off, and it comes from the client.
+    if error.is_user() {
+        return Error::new(client_reason(error), text);
+    }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
     while let Some(error) = cause {
         if let Some(h2) = error.downcast_ref::<h2::Error>() {
-            let reason = if h2.is_reset() {
+            let reason = if h2.is_reset() && !h2.is_remote() && !h2.is_library() {
+                // hyper resets the stream when the request body breaks off.
+                Reason::ClientClosed
+            } else if h2.is_reset() {
                 Reason::PeerReset
             } else if h2.is_go_away() || h2.is_io() {
                 Reason::PeerClosed
@@ -135,6 +142,22 @@ pub fn reason_of(error: &hyper::Error) -> Error {
         Reason::PeerClosed
     };
     Error::new(reason, text)
+}
+
+/// The reason of a request body that broke off: malformed, or gone with its client.
+fn client_reason(error: &hyper::Error) -> Reason {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let malformed = error.downcast_ref::<std::io::Error>().is_some_and(|io| {
+            use std::io::ErrorKind::{InvalidData, InvalidInput};
+            matches!(io.kind(), InvalidData | InvalidInput)
+        });
+        if malformed {
+            return Reason::ClientProtocolError;
+        }
+        cause = error.source();
+    }
+    Reason::ClientClosed
 }
 
 /// An error with all that caused it.
@@ -182,4 +205,65 @@ pub fn target(uri: Uri, protocol: Protocol, authority: Option<&str>) -> Result<U
         parts.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
     }
     Uri::from_parts(parts).map_err(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use bytes::Bytes;
+    use http::Request;
+    use http_body::{Body, Frame};
+    use hyper::client::conn::{http1, http2};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    use super::reason_of;
+    use crate::error::Reason;
+
+    /// A request body that breaks off.
+    struct Broken(io::ErrorKind);
+
+    impl Body for Broken {
+        type Data = Bytes;
+        type Error = io::Error;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+            Poll::Ready(Some(Err(self.0.into())))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_body_that_breaks_off_is_no_fault_of_the_server() {
+        for (kind, expected) in [
+            (io::ErrorKind::UnexpectedEof, Reason::ClientClosed),
+            (io::ErrorKind::InvalidInput, Reason::ClientProtocolError),
+        ] {
+            let (client, _server) = tokio::io::duplex(1024);
+            let (mut send, connection) = http1::handshake(TokioIo::new(client)).await.unwrap();
+            tokio::spawn(connection);
+            let post = Request::post("/").body(Broken(kind)).unwrap();
+            let error = send.send_request(post).await.unwrap_err();
+            assert_eq!(reason_of(&error).reason, expected, "{error:?}");
+        }
+        let (client, server) = tokio::io::duplex(1024);
+        let _server = tokio::spawn(async move {
+            let mut server = h2::server::handshake(server).await.unwrap();
+            while server.accept().await.is_some() {}
+        });
+        let (mut send, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(client))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let body = Broken(io::ErrorKind::UnexpectedEof);
+        let post = Request::post("http://a/").body(body).unwrap();
+        let error = send.send_request(post).await.unwrap_err();
+        assert_eq!(reason_of(&error).reason, Reason::ClientClosed, "{error:?}");
+    }
 }

@@ -223,11 +223,17 @@ impl Pool {
 
 async fn open_http2(connector: &Connector, dest: &Dest) -> Result<http2::SendRequest<Body>, Error> {
     let io: Io = connector.connect(dest, AppProtocol::Http2).await?;
+    // Sidecars take more streams than we open, and a stream that waited for its turn would
+    // be lost when a sidecar that shuts down says so first.
+    let first_streams = match dest.tls {
+        Some(_) => STREAMS_PER_CONNECTION as usize,
+        None => FIRST_STREAMS,
+    };
     let (send, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .initial_max_send_streams(FIRST_STREAMS)
+        .initial_max_send_streams(first_streams)
         .max_header_list_size(MAX_HEADER_LIST)
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)

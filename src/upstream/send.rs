@@ -105,8 +105,11 @@ fn already_sent() -> Error {
 /// The reason of a failure after the connection was made, before the answer or within it.
 pub fn reason_of(error: &hyper::Error) -> Error {
     let text = text_of(error);
-    // The request body broke off, and it comes from the client.
-    if error.is_user() {
+    // The request body broke off, and it comes from the client. Not so the other error of
+    // this kind: the connection ended while the request waited, and its cause is a text.
+    let from_body = std::error::Error::source(error)
+        .is_some_and(|cause| cause.is::<hyper::Error>() || cause.is::<std::io::Error>());
+    if error.is_user() && from_body {
         return Error::new(client_reason(error), text);
     }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);

@@ -50,8 +50,8 @@ pub struct FileSource {
     pub(super) directory: PathBuf,
     /// By name relative to the directory.
     files: BTreeMap<String, File>,
-    /// Why the directory could not be read just now.
-    trouble: Option<Diagnostic>,
+    /// Why the directory, or some below it, could not be read just now.
+    troubles: Vec<Diagnostic>,
     /// Where the last good documents are kept.
     data: Option<PathBuf>,
     /// What is stored there.
@@ -77,7 +77,7 @@ impl FileSource {
         Self {
             directory: directory.into(),
             files: BTreeMap::new(),
-            trouble: None,
+            troubles: Vec::new(),
             data: None,
             stored: Vec::new(),
         }
@@ -165,23 +165,27 @@ impl FileSource {
 
     /// Brings `files` up to date; whether anything is different now.
     fn read(&mut self) -> bool {
-        let (names, trouble) = match list(&self.directory) {
-            Ok(names) => (Some(names), None),
-            Err(error) => {
-                let message = format!("cannot read the directory: {error}");
-                let help = "check that it exists and is readable".to_owned();
-                let mut finding = file_error(&self.directory.to_string_lossy(), message, help);
-                finding.in_force = self.anything_good();
-                (None, Some(finding))
-            }
-        };
-        let mut changed = self.trouble != trouble;
-        self.trouble = trouble;
+        let listed = list(&self.directory);
+        let mut troubles = Vec::new();
+        if let Err(error) = &listed {
+            let name = self.directory.to_string_lossy();
+            let help = "check that it exists and is readable";
+            troubles.push(directory_error(&name, error, help, !self.is_empty()));
+        }
+        let (names, unread) = listed.map_or((None, Vec::new()), |l| (Some(l.names), l.unread));
+        for (name, error) in &unread {
+            let known = self.files_of(name).any(|file| !file.good.is_empty());
+            troubles.push(directory_error(name, error, "", known));
+        }
+        let mut changed = self.troubles != troubles;
+        self.troubles = troubles;
         let Some(names) = names else {
             return changed;
         };
         let before = self.files.len();
-        self.files.retain(|name, _| names.contains(name));
+        self.files.retain(|name, _| {
+            names.contains(name) || unread.iter().any(|(directory, _)| is_in(name, directory))
+        });
         changed |= self.files.len() != before;
         for name in names {
             let content = read_file(&self.directory, &name);
@@ -191,8 +195,10 @@ impl FileSource {
         changed
     }
 
-    fn anything_good(&self) -> Option<&'static str> {
-        (!self.is_empty()).then_some("what was read before")
+    /// The files of a subdirectory.
+    fn files_of(&self, directory: &str) -> impl Iterator<Item = &File> {
+        let named = self.files.iter();
+        named.filter_map(move |(name, file)| is_in(name, directory).then_some(file))
     }
 
     /// Stores the last good documents if they are others than those stored.
@@ -219,7 +225,7 @@ impl FileSource {
 
     fn assemble(&self) -> Load {
         let mut documents = Vec::new();
-        let mut diagnostics: Vec<Diagnostic> = self.trouble.iter().cloned().collect();
+        let mut diagnostics = self.troubles.clone();
         let mut stale: BTreeSet<(&str, &Id)> = BTreeSet::new();
         for (name, file) in &self.files {
             diagnostics.extend(file.trouble.clone());
@@ -370,27 +376,72 @@ fn file_error(file: &str, message: String, help: String) -> Diagnostic {
     }
 }
 
-/// The names of the YAML files in a directory and its subdirectories, sorted. Hidden
-/// names are left out: Kubernetes keeps the real files of a volume under `..data`.
-fn list(directory: &Path) -> io::Result<BTreeSet<String>> {
-    let mut names = BTreeSet::new();
+fn directory_error(name: &str, error: &io::Error, help: &str, known: bool) -> Diagnostic {
+    let message = format!("cannot read the directory: {error}");
+    Diagnostic {
+        in_force: known.then_some("what was read before"),
+        ..file_error(name, message, help.to_owned())
+    }
+}
+
+fn is_in(name: &str, directory: &str) -> bool {
+    Path::new(name).parent() == Some(Path::new(directory))
+}
+
+/// What there is in a directory.
+struct Listing {
+    /// The names of the YAML files, relative to the directory.
+    names: BTreeSet<String>,
+    /// Subdirectories that cannot be read.
+    unread: Vec<(String, io::Error)>,
+}
+
+/// Lists the YAML files of a directory and its subdirectories. Hidden names are left out:
+/// Kubernetes keeps the real files of a volume under `..data`.
+fn list(directory: &Path) -> io::Result<Listing> {
+    let mut listing = Listing {
+        names: BTreeSet::new(),
+        unread: Vec::new(),
+    };
+    let root = directory.canonicalize()?;
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         if is_hidden(&path) {
             continue;
         }
         if !path.is_dir() {
-            names.extend(yaml_name(&path, directory));
+            listing.names.extend(yaml_name(&path, directory));
             continue;
         }
-        for entry in std::fs::read_dir(&path)? {
-            let path = entry?.path();
-            if !is_hidden(&path) && !path.is_dir() {
-                names.extend(yaml_name(&path, directory));
+        match list_below(directory, &root, &path) {
+            Ok(names) => listing.names.extend(names),
+            // Gone meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                listing.unread.push((name.into_owned(), error));
             }
         }
     }
+    Ok(listing)
+}
+
+fn list_below(directory: &Path, root: &Path, path: &Path) -> io::Result<Vec<String>> {
+    if !path.canonicalize()?.starts_with(root) {
+        return Err(leaves());
+    }
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let path = entry?.path();
+        if !is_hidden(&path) && !path.is_dir() {
+            names.extend(yaml_name(&path, directory));
+        }
+    }
     Ok(names)
+}
+
+fn leaves() -> io::Error {
+    io::Error::other("it is a link that leaves the configuration directory; put it itself there")
 }
 
 fn is_hidden(path: &Path) -> bool {
@@ -409,9 +460,7 @@ fn yaml_name(path: &Path, directory: &Path) -> Option<String> {
 fn read_file(directory: &Path, name: &str) -> io::Result<String> {
     let path = directory.join(name).canonicalize()?;
     if !path.starts_with(directory.canonicalize()?) {
-        return Err(io::Error::other(
-            "it is a link that leaves the configuration directory; put the file itself there",
-        ));
+        return Err(leaves());
     }
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));

@@ -289,7 +289,7 @@ fn what_a_name_stands_for_is_checked() {
     let found = shown(&load).join("\n");
     for (file, reason) in [
         ("outside.yaml", "leaves the configuration directory"),
-        ("team/o.yaml", "leaves the configuration directory"),
+        (": team:", "leaves the configuration directory"),
         ("endless.yaml", "leaves the configuration directory"),
         ("pipe.yaml", "not a regular file"),
         ("loop.yaml", "symbolic links"),
@@ -298,6 +298,31 @@ fn what_a_name_stands_for_is_checked() {
         assert!(line.contains(reason), "{line}");
     }
     assert!(!found.contains("PRIVATE"), "{found}");
+}
+
+#[test]
+fn a_subdirectory_that_cannot_be_read_stops_only_itself() {
+    use std::os::unix::fs::symlink;
+    let (dir, mut source) = directory();
+    let config = dir.path().join("config");
+    fs::create_dir_all(config.join("team")).unwrap();
+    source.directory.clone_from(&config);
+    write(&config, "a.yaml", &service("a", 1));
+    write(&config.join("team"), "t.yaml", &service("t", 1));
+    assert_eq!(ports(&source.load()), ["a:1", "t:1"]);
+    fs::rename(config.join("team"), dir.path().join("team")).unwrap();
+    symlink("../team", config.join("team")).unwrap();
+    write(&config, "a.yaml", &service("a", 2));
+    let load = source.load();
+    assert_eq!(ports(&load), ["a:2", "t:1"]);
+    assert_eq!(load.diagnostics.len(), 1, "{:?}", shown(&load));
+    assert_eq!(load.diagnostics[0].in_force, Some("what was read before"));
+    fs::remove_file(config.join("team")).unwrap();
+    let load = source.load();
+    assert_eq!(
+        (ports(&load), shown(&load)),
+        (vec!["a:2".to_owned()], vec![])
+    );
 }
 
 #[test]
@@ -338,7 +363,7 @@ fn what_one_file_can_cost_is_bounded() {
         };
         (0..1_500).map(route).collect()
     };
-    let missing = [services.clone(), routes(|n| format!("no-service-{n}"))].concat();
+    let missing = [services, routes(|n| format!("no-service-{n}"))].concat();
     check(&missing, "did you mean");
     let one = [
         service("s", 80),

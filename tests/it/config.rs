@@ -41,17 +41,18 @@ async fn a_bad_document_leaves_the_last_good_one_in_force() {
     };
     pair.mesh.write("route.yaml", &marked("one"));
     sees("one").await;
-    for bad in [
+    let bad = [
         &marked("two").replace("HTTPRoute", "HttpRoute"),
         &marked("two").replace("rules:", "rulez:"),
         &marked("two").replace("port: 80", "port: eighty"),
         "---\n{ [",
         "",
-    ] {
+    ];
+    for (number, bad) in bad.into_iter().enumerate() {
         pair.mesh.write("route.yaml", bad);
         // Another file, read at the same time or later: what it says is in force, so the
         // bad one has been read.
-        let name = format!("marker-{}", bad.len());
+        let name = format!("marker-{number}");
         pair.mesh
             .write("marker.yaml", &service(&name, "app: echo", Some("http")));
         until(&name, async || {

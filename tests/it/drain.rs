@@ -97,13 +97,15 @@ async fn http2_load(address: SocketAddr, stop: Arc<AtomicBool>) -> (usize, Vec<S
     (sent, failures)
 }
 
-async fn no_request_fails(protocol: &str) {
+async fn no_request_fails(protocol: &str, workers: usize) {
     let apps: [Server; 2] = [app::echo("one").await, app::echo("two").await];
     let workloads = [
-        Workload::replica("echo", "one").serves(&apps[0]),
+        Workload::replica("echo", "one")
+            .serves(&apps[0])
+            .workers(workers),
         Workload::replica("echo", "two").serves(&apps[1]),
     ];
-    let client = Workload::new("client");
+    let client = Workload::new("client").workers(workers);
     let documents = service("echo", "app: echo", Some(protocol))
         + &workloads[0].yaml()
         + &workloads[1].yaml()
@@ -145,12 +147,18 @@ async fn no_request_fails(protocol: &str) {
 
 #[tokio::test]
 async fn no_request_fails_over_http1() {
-    no_request_fails("http").await;
+    no_request_fails("http", 1).await;
 }
 
 #[tokio::test]
 async fn no_request_fails_over_http2() {
-    no_request_fails("http2").await;
+    no_request_fails("http2", 1).await;
+}
+
+#[tokio::test]
+async fn no_request_fails_with_several_workers() {
+    no_request_fails("http", 2).await;
+    no_request_fails("http2", 2).await;
 }
 
 #[tokio::test]

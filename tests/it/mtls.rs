@@ -79,6 +79,24 @@ async fn permissive_ports_take_plaintext_and_mtls() {
 }
 
 #[tokio::test]
+async fn a_handshake_may_be_late() {
+    let app = app::echo("echo").await;
+    let server = Workload::new("echo").serves(&app);
+    let documents = service("echo", "app: echo", Some("http")) + &server.yaml();
+    let mesh = Mesh::permissive(&documents).await;
+    let sidecar = mesh.sidecar(&server).await;
+    let mut stream = TcpStream::connect(server.inbound()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // A record of a handshake that says nothing: it fails as one, and not as HTTP.
+    stream.write_all(b"\x16\x03\x01\x00\x04nope").await.unwrap();
+    let mut seen = Vec::new();
+    let _ = soon("the end", stream.read_to_end(&mut seen)).await;
+    assert!(!seen.starts_with(b"HTTP"), "{seen:?}");
+    let failed = "weft_tls_handshakes_total{side=\"server\",result=\"tls_failed\"}";
+    sidecar.until_metric(failed, |n| n == 1.0).await;
+}
+
+#[tokio::test]
 async fn another_workload_behind_an_address_gets_nothing() {
     let (heard, mut hearing) = mpsc::unbounded_channel();
     let app = app::tcp(move |mut stream| {

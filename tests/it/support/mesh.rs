@@ -31,6 +31,7 @@ pub(crate) struct Workload {
     ports: Vec<(u16, u16, SocketAddr)>,
     pub(crate) outbound: SocketAddr,
     upstreams: Vec<(String, u16)>,
+    workers: usize,
 }
 
 impl Workload {
@@ -44,6 +45,7 @@ impl Workload {
             ports: Vec::new(),
             outbound: loopback(free_port()),
             upstreams: Vec::new(),
+            workers: 1,
         }
     }
 
@@ -65,6 +67,12 @@ impl Workload {
 
     pub(crate) fn account(mut self, account: &str) -> Self {
         account.clone_into(&mut self.account);
+        self
+    }
+
+    /// How many threads its sidecar has for requests; 1 unless said.
+    pub(crate) fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
         self
     }
 
@@ -310,6 +318,7 @@ impl Sidecar {
             ("ADMIN", "127.0.0.1:0".to_owned()),
             ("PUBLIC_ADMIN", "127.0.0.1:0".to_owned()),
             ("ACCESS_LOG", "off".to_owned()),
+            ("WORKERS", workload.workers.to_string()),
             ("GRACE", "20".to_owned()),
         ] {
             settings.insert(name.to_owned(), value);

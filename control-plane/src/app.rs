@@ -299,7 +299,15 @@ impl Serving {
         );
         let configuration = self.configuration;
         let snapshots = configuration.snapshots.clone();
-        let remember = remember_draining(snapshots.subscribe(), self.data.clone());
+        let drained = self.data.map(|data| {
+            let snapshots = snapshots.clone();
+            Arc::new(Drained {
+                data,
+                snapshots,
+                writing: Mutex::new(()),
+            })
+        });
+        let remember = remember_draining(snapshots.subscribe(), drained.clone());
         let follow = self.source.watch(move |load| configuration.take(load));
         let maintain = maintain(self.ca, self.own, self.certificate, self.tokens);
         tokio::pin!(grpc, admin);
@@ -320,8 +328,8 @@ impl Serving {
             () = &mut admin => Ok(()),
             () = deadline => Ok(()),
         };
-        if let Some(data) = &self.data {
-            store_draining(data, snapshots.current().draining());
+        if let Some(drained) = drained {
+            drained.store();
         }
         result
     }
@@ -495,9 +503,27 @@ async fn maintain(ca: Arc<Ca>, own: SpiffeId, certificate: Arc<OwnCertificate>, 
     }
 }
 
+/// The file of which workloads drain. Writes go one after the other, each with what is true
+/// when it begins: one that is late must not undo the last.
+struct Drained {
+    data: PathBuf,
+    snapshots: Snapshots,
+    writing: Mutex<()>,
+}
+
+impl Drained {
+    fn store(&self) {
+        let _one = self.writing.lock();
+        store_draining(&self.data, self.snapshots.current().draining());
+    }
+}
+
 /// Stores which workloads drain whenever that changes, forever; only the latest matters.
-async fn remember_draining(mut snapshots: watch::Receiver<Arc<Snapshot>>, data: Option<PathBuf>) {
-    let Some(data) = data else {
+async fn remember_draining(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    drained: Option<Arc<Drained>>,
+) {
+    let Some(drained) = drained else {
         return std::future::pending().await;
     };
     let mut stored = snapshots.borrow_and_update().draining().clone();
@@ -506,10 +532,10 @@ async fn remember_draining(mut snapshots: watch::Receiver<Arc<Snapshot>>, data: 
         if draining == stored {
             continue;
         }
-        stored = draining.clone();
-        let data = data.clone();
+        stored = draining;
+        let drained = drained.clone();
         // A panic inside is logged by its hook; the next change stores all again.
-        let _ = tokio::task::spawn_blocking(move || store_draining(&data, &draining)).await;
+        let _ = tokio::task::spawn_blocking(move || drained.store()).await;
     }
 }
 
@@ -616,6 +642,31 @@ fn log_news(before: &[Diagnostic], now: &[Diagnostic]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_late_write_stores_what_is_true_by_then() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("config");
+        std::fs::create_dir(&config).unwrap();
+        let workload = "apiVersion: weft.dev/v1alpha1\nkind: Workload\nmetadata: {name: post, namespace: blog}\nspec: {address: 127.0.0.1}\n";
+        std::fs::write(config.join("a.yaml"), workload).unwrap();
+        let mesh = FileSource::new(&config).load().mesh;
+        let drained = Arc::new(Drained {
+            data: directory.path().to_owned(),
+            snapshots: Snapshots::new(mesh, "", BTreeSet::new()),
+            writing: Mutex::new(()),
+        });
+        let before = drained.writing.lock();
+        let late = std::thread::spawn({
+            let drained = drained.clone();
+            move || drained.store()
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        drained.snapshots.connected("blog", "post").ended();
+        drop(before);
+        late.join().unwrap();
+        assert_eq!(load_draining(directory.path()).len(), 1);
+    }
 
     #[test]
     fn the_own_certificate_is_renewed_in_time_and_after_the_clock_was_set_back() {

@@ -661,7 +661,7 @@ mod tests {
             let drained = drained.clone();
             move || drained.store()
         });
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::park_timeout(Duration::from_millis(20));
         drained.snapshots.connected("blog", "post").ended();
         drop(before);
         late.join().unwrap();

@@ -31,7 +31,7 @@ fn follow(cx: &Context<'_>, node: &Node<'_>, kind: Kind, name: &str) -> usize {
                     Filter::Tcp(tcp) => clusters(&tcp.clusters, &mut references),
                     Filter::Http(http) => match &http.routes {
                         RouteSource::Rds(table) => {
-                            drop(references.insert((Kind::Route, table.to_string())))
+                            references.insert((Kind::Route, table.to_string()));
                         }
                         RouteSource::Inline(table) => {
                             table

@@ -21,8 +21,8 @@ use crate::{
 
 /// A client of an mTLS port that says nothing for this long is cut.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
-/// In permissive mode a client that says nothing for this long speaks a protocol in which
-/// the server begins; a TLS client begins at once.
+/// On a permissive port that may be TCP, a client that says nothing for this long speaks a
+/// protocol in which the server begins; a TLS client begins at once.
 const SERVER_FIRST: Duration = Duration::from_millis(50);
 /// What a client that has just connected has for its first byte when the sockets close.
 const LAST_CHANCE: Duration = Duration::from_millis(500);
@@ -62,20 +62,26 @@ async fn secured(
     listener: Arc<LiveListener>,
     tcp: TcpStream,
 ) -> Result<(), Error> {
-    let permissive = listener
-        .config
-        .chains
-        .iter()
-        .any(|chain| chain.tls.is_none());
-    let patience = if permissive { SERVER_FIRST } else { FIRST_BYTE };
+    let plaintext = || {
+        let chains = listener.config.chains.iter();
+        chains.filter(|chain| chain.tls.is_none())
+    };
+    let permissive = plaintext().next().is_some();
+    // Clients of HTTP begin, so there is time: a handshake that is late is no plaintext.
+    let patience = if plaintext().any(|chain| matches!(chain.filter, Filter::Tcp(_))) {
+        SERVER_FIRST
+    } else {
+        FIRST_BYTE
+    };
     let mut first = [0];
-    let n = match tokio::time::timeout(patience, tcp.peek(&mut first)).await {
+    let peek = unless_closing(worker, tcp.peek(&mut first));
+    let n = match tokio::time::timeout(patience, peek).await {
         // A check that the port is open.
         Ok(Ok(0)) if !permissive => {
             return Err(Error::new(Reason::ClientClosed, "closed before a byte"));
         }
         Ok(Ok(n)) => n,
-        Ok(Err(error)) => return Err(Error::new(Reason::ClientClosed, error.to_string())),
+        Ok(Err(error)) => return Err(error),
         Err(_) if permissive => return plain(worker, listener, tcp.into()).await,
         Err(_) => {
             worker

@@ -8,6 +8,7 @@ mod balance;
 mod config;
 mod drain;
 mod grpc;
+mod hostile;
 mod http;
 mod mtls;
 mod routing;

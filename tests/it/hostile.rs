@@ -1,0 +1,80 @@
+//! Clients and servers that mean harm, or that do not know better: what they send is framed
+//! anew, counted against whoever sent it, and never speaks for the mesh.
+
+use tokio::io::AsyncReadExt as _;
+
+use crate::support::app;
+use crate::support::http1::{Http1, get, get_with, send};
+use crate::support::mesh::pair;
+
+#[tokio::test]
+async fn the_chunked_body_of_a_get_arrives() {
+    let app = app::echo("echo").await;
+    let pair = pair(Some("http"), &app).await;
+    let head = "GET / HTTP/1.1\r\nhost: echo\r\ntransfer-encoding: chunked\r\n\r\n";
+    let reply = send(pair.outbound, &format!("{head}5\r\nhello\r\n0\r\n\r\n")).await;
+    assert_eq!(reply.outcome(), (200, ""));
+    assert!(reply.text().contains("hello"), "{}", reply.text());
+}
+
+#[tokio::test]
+async fn an_answer_with_two_lengths_is_framed_by_its_chunks() {
+    let app = app::raw(|_| {
+        "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n\
+         5\r\nhello\r\n0\r\n\r\n"
+            .to_owned()
+    })
+    .await;
+    let pair = pair(Some("http"), &app).await;
+    let reply = get(pair.outbound, "echo", "/").await;
+    assert_eq!(reply.header("content-length"), None);
+    assert_eq!(reply.text(), "hello");
+}
+
+#[tokio::test]
+async fn only_the_mesh_speaks_for_the_mesh() {
+    let app = app::raw(|head| {
+        let length = head.len();
+        format!("HTTP/1.1 200 OK\r\nweft-reason: forged\r\ncontent-length: {length}\r\n\r\n{head}")
+    })
+    .await;
+    let pair = pair(Some("http"), &app).await;
+    let reply = get_with(pair.outbound, "echo", "/", "weft-reason: forged\r\n").await;
+    assert_eq!(reply.outcome(), (200, ""));
+    assert!(!reply.text().contains("forged"), "{}", reply.text());
+}
+
+#[tokio::test]
+async fn a_client_is_blamed_for_its_own_body() {
+    // Reads to the end, and answers nothing.
+    let app = app::tcp(|mut stream| async move {
+        let mut seen = Vec::new();
+        let _ = stream.read_to_end(&mut seen).await;
+    })
+    .await;
+    let pair = pair(Some("http"), &app).await;
+    let head = "POST / HTTP/1.1\r\nhost: echo\r\ntransfer-encoding: chunked\r\n\r\n";
+    let reply = send(pair.outbound, &format!("{head}nonsense\r\n")).await;
+    assert_eq!(reply.outcome(), (400, "client_protocol_error"));
+    let mut client = Http1::connect(pair.outbound).await.unwrap();
+    client.write(format!("{head}5\r\nhello\r\n")).await.unwrap();
+    let in_flight = "weft_server_requests_in_flight";
+    pair.server.until_metric(in_flight, |n| n == 1.0).await;
+    drop(client);
+    let gone = "weft_client_requests_total{reason=\"client_closed\"}";
+    pair.client.until_metric(gone, |n| n == 1.0).await;
+    pair.server.until_metric(in_flight, |n| n == 0.0).await;
+}
+
+#[tokio::test]
+async fn an_answer_to_head_keeps_its_reason() {
+    let app = app::echo("echo").await;
+    let pair = pair(Some("http"), &app).await;
+    let mut client = Http1::connect(pair.outbound).await.unwrap();
+    let request = "HEAD / HTTP/1.1\r\nhost: nobody\r\nconnection: close\r\n\r\n";
+    client.write(request).await.unwrap();
+    let reply = client.head().await.unwrap();
+    assert_eq!(reply.outcome(), (404, "no_route"));
+    let counted = "weft_client_requests_total{method=\"HEAD\",reason=\"no_route\"}";
+    pair.client.until_metric(counted, |n| n == 1.0).await;
+}

@@ -47,7 +47,10 @@ fn reasons_are_documented() {
         "# Reasons\n\n\
          Every answer that the mesh makes itself carries `weft-reason: <slug>`; the same word is\n\
          in the access log and in metrics. The status is for HTTP callers; gRPC callers get the\n\
-         gRPC code. The flag is Envoy's response flag for the same thing.\n",
+         gRPC code. The flag is Envoy's response flag for the same thing. Two answers have no\n\
+         reason because the HTTP parser makes them before there is a request: 400 for a head that\n\
+         is no HTTP and 431 for one that is too large. `idle_timeout` is for TCP, WebSocket and\n\
+         tunnels: requests have no idle timeout.\n",
     );
     for row in TABLE.iter().filter(|row| !row.slug.is_empty()) {
         let status = match row.slug {

@@ -178,6 +178,15 @@ impl Reason {
         self.row().slug
     }
 
+    /// The reason of a slug; `None` for a word that is not in the table.
+    #[must_use]
+    pub fn from_slug(slug: &str) -> Option<Self> {
+        let row = TABLE
+            .iter()
+            .find(|row| !row.slug.is_empty() && row.slug == slug)?;
+        Some(row.reason)
+    }
+
     /// The status of the answer that the proxy makes for it.
     #[must_use]
     pub fn status(self) -> StatusCode {
@@ -222,6 +231,8 @@ mod tests {
         for (index, row) in TABLE.iter().enumerate() {
             assert_eq!(row.reason as usize, index, "{}", row.slug);
             assert_eq!(row.reason.slug(), row.slug);
+            let named = (!row.slug.is_empty()).then_some(row.reason);
+            assert_eq!(Reason::from_slug(row.slug), named);
         }
     }
 

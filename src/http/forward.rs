@@ -48,7 +48,7 @@ pub(super) fn handle(
     async move {
         let (response, upstream) = match exchange.run().await {
             Ok(answer) => {
-                exchange.info.reason = Reason::None;
+                exchange.info.reason = exchange.info.peer_reason.unwrap_or(Reason::None);
                 answer
             }
             Err(error) => {
@@ -98,6 +98,7 @@ impl Exchange {
             is_grpc: is_grpc(req.headers()),
             // What holds if the client goes away before the answer.
             reason: Reason::ClientClosed,
+            peer_reason: None,
             detail: None,
             attempts: 0,
             waiting: None,
@@ -489,6 +490,8 @@ impl Exchange {
         // Only the sidecar of a peer, which proved who it is, speaks for the mesh.
         if pick.endpoint.dest.tls.is_none() {
             response.headers_mut().remove(WEFT_REASON);
+        } else if let Some(slug) = response.headers().get(WEFT_REASON) {
+            self.info.peer_reason = slug.to_str().ok().and_then(Reason::from_slug);
         }
         if let (true, Some(downstream)) = (switched, downstream) {
             let upstream = hyper::upgrade::on(&mut response);

@@ -30,9 +30,9 @@ pub enum HttpVersion {
 
 const MAX_HEADER_BYTES: u32 = 64 * 1024;
 const MAX_STREAMS: u32 = 250;
-/// One stalled stream must not stop the others: 16 stream windows fit.
+/// Stalled streams must not stop the others: the windows of all streams fit.
 const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 const SEND_BUFFER: usize = 256 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -62,7 +62,7 @@ impl ControlPlane {
     async fn dial(&self) -> io::Result<TlsStream<TcpStream>> {
         let tcp = TcpStream::connect(&*self.address).await?;
         tcp.set_nodelay(true)?;
-        let config = match (self.identity.certificate(), self.identity.state()) {
+        let config = match (self.identity.valid_id(), self.identity.state()) {
             (Some(_), Some(state)) => state.control_client(),
             _ => {
                 let time = Arc::new(SystemClock);

@@ -52,6 +52,13 @@ impl IdentityStore {
         self.state.load().as_ref().map(|state| state.id().clone())
     }
 
+    /// Our SPIFFE ID, as long as its certificate is valid.
+    #[must_use]
+    pub fn valid_id(&self) -> Option<SpiffeId> {
+        let certificate = self.certificate()?;
+        (certificate.not_after > SystemTime::now()).then(|| certificate.id.clone())
+    }
+
     /// The certificate in force.
     #[must_use]
     pub fn certificate(&self) -> Option<Arc<WorkloadCert>> {

@@ -79,8 +79,8 @@ pub async fn keep_renewed(
     metrics: Arc<Metrics>,
     rng: Arc<Rng>,
 ) {
-    // A token is bound to the first key that uses it, so the first key is kept until it
-    // has its certificate.
+    // A token is bound to the first key that uses it, so the first key is kept: a lost answer
+    // is asked for again with it, and so is a certificate after the last one has expired.
     let mut first_key = None;
     let mut delay = FIRST_RETRY;
     loop {
@@ -123,10 +123,17 @@ async fn renew(
         .connect()
         .await
         .map_err(|error| chain_text(&error))?;
-    let own = control.identity.id();
-    let key = match first_key.take() {
-        Some(key) => key,
-        None => KeyPair::generate().map_err(|e| e.to_string())?,
+    // Without a valid certificate the token speaks for us, with the key that it is bound to.
+    let own = control.identity.valid_id();
+    let fresh;
+    let key = if own.is_some() {
+        fresh = KeyPair::generate().map_err(|e| e.to_string())?;
+        &fresh
+    } else {
+        if first_key.is_none() {
+            *first_key = Some(KeyPair::generate().map_err(|e| e.to_string())?);
+        }
+        first_key.as_ref().expect("set above")
     };
     let csr = key.csr_pem(own.as_ref()).map_err(|e| e.to_string())?;
     let mut request = Request::new(IstioCertificateRequest {
@@ -144,14 +151,9 @@ async fn renew(
         .await;
     let chain = match answer {
         Ok(answer) => answer.into_inner().cert_chain,
-        Err(status) => {
-            if own.is_none() {
-                *first_key = Some(key);
-            }
-            return Err(format!("{:?}: {}", status.code(), status.message()));
-        }
+        Err(status) => return Err(format!("{:?}: {}", status.code(), status.message())),
     };
-    let certificate = WorkloadCert::from_chain(&chain, &key).map_err(|e| e.to_string())?;
+    let certificate = WorkloadCert::from_chain(&chain, key).map_err(|e| e.to_string())?;
     let root = chain.last().map(String::as_str).unwrap_or_default();
     let (root, _) =
         TrustBundle::from_pem(certificate.id.trust_domain(), root).map_err(|e| e.to_string())?;

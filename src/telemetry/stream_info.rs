@@ -89,6 +89,8 @@ pub struct StreamInfo {
     pub is_grpc: bool,
     /// Why the mesh answered or ended it.
     pub reason: Reason,
+    /// The reason that the peer's sidecar gave for its answer.
+    pub peer_reason: Option<Reason>,
     /// What exactly happened, for the log.
     pub detail: Option<String>,
     /// Tries so far.
@@ -156,6 +158,7 @@ impl StreamInfo {
             grpc_code: None,
             is_grpc: false,
             reason: Reason::None,
+            peer_reason: None,
             detail: None,
             attempts: 0,
             waiting: None,
@@ -195,6 +198,10 @@ impl Drop for StreamInfo {
     fn drop(&mut self) {
         if self.handed_over {
             return;
+        }
+        if self.code == 0 {
+            // No head went out: the status that the reason stands for.
+            self.code = self.reason.row().status;
         }
         let seconds = self.started.elapsed().as_secs_f64();
         self.wait_ends();

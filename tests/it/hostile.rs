@@ -78,3 +78,17 @@ async fn an_answer_to_head_keeps_its_reason() {
     let counted = "weft_client_requests_total{method=\"HEAD\",reason=\"no_route\"}";
     pair.client.until_metric(counted, |n| n == 1.0).await;
 }
+
+#[tokio::test]
+async fn both_sides_give_the_same_reason() {
+    let app = app::echo("echo").await;
+    let pair = pair(Some("http"), &app).await;
+    // Nothing listens there any more: the server's sidecar says so, and the client's repeats it.
+    drop(app);
+    let reply = get(pair.outbound, "echo", "/").await;
+    assert_eq!(reply.outcome(), (502, "connect_refused"));
+    let client = r#"weft_client_requests_total{reason="connect_refused",code="502"}"#;
+    pair.client.until_metric(client, |n| n == 1.0).await;
+    let server = r#"weft_server_requests_total{reason="connect_refused",code="502"}"#;
+    pair.server.until_metric(server, |n| n == 1.0).await;
+}

@@ -74,8 +74,11 @@ impl FileSource {
     /// A source that has read nothing yet.
     #[must_use]
     pub fn new(directory: impl Into<PathBuf>) -> Self {
+        let directory = directory.into();
+        // Events of the watch carry absolute paths.
+        let directory = std::path::absolute(&directory).unwrap_or(directory);
         Self {
-            directory: directory.into(),
+            directory,
             files: BTreeMap::new(),
             troubles: Vec::new(),
             data: None,

@@ -222,6 +222,22 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// An error with all that caused it.
+#[must_use]
+pub fn chain_text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Reason, TABLE};

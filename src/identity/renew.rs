@@ -13,7 +13,7 @@ use weft_api::identity::{
 use weft_certs::{KeyPair, TrustBundle, WorkloadCert};
 
 use super::{ControlPlane, unix_seconds};
-use crate::{telemetry::Metrics, util::Rng};
+use crate::{error::chain_text, telemetry::Metrics, util::Rng};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(15);
@@ -163,21 +163,6 @@ async fn renew(
     }
     control.identity.set_certificate(certificate, root)?;
     Ok(not_after)
-}
-
-/// An error with all that caused it.
-pub(crate) fn chain_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -283,49 +283,28 @@ impl Metrics {
     }
 
     fn register_all(&self) {
-        fn add<C: Collector + Clone + 'static>(registry: &Registry, collector: &C) {
-            registry
-                .register(Box::new(collector.clone()))
+        for (_, collector) in self.all() {
+            self.registry
+                .register(collector)
                 .expect("metric names are unique");
         }
-        let r = &self.registry;
-        for family in [
-            &self.server_requests,
-            &self.client_requests,
-            &self.client_attempts,
-            &self.client_retries,
-            &self.request_bytes,
-            &self.response_bytes,
-            &self.tcp_opened,
-            &self.tcp_closed,
-            &self.tcp_received,
-            &self.tcp_sent,
-            &self.tls_handshakes,
-            &self.detections,
-            &self.identity_renewals,
-            &self.config_updates,
-        ] {
-            add(r, family);
-        }
-        for family in [&self.server_duration, &self.client_duration, &self.overhead] {
-            add(r, family);
-        }
-        for family in [
-            &self.server_in_flight,
-            &self.client_in_flight,
-            &self.tcp_open,
-            &self.endpoints,
-        ] {
-            add(r, family);
-        }
-        for gauge in [&self.control_connected, &self.config_in_sync, &self.series] {
-            add(r, gauge);
-        }
-        for gauge in [&self.identity_expiration, &self.config_last_applied] {
-            add(r, gauge);
-        }
-        for counter in [&self.panics, &self.overflow] {
-            add(r, counter);
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        self.registry
+            .register(Box::new(process))
+            .expect("metric names are unique");
+    }
+
+    /// Every metric with its type.
+    fn all(&self) -> Vec<(&'static str, Box<dyn Collector>)> {
+        fn add<C: Collector + Clone + 'static>(
+            kind: &'static str,
+            collectors: &[&C],
+            all: &mut Vec<(&'static str, Box<dyn Collector>)>,
+        ) {
+            all.extend(collectors.iter().map(|&collector| {
+                let collector: Box<dyn Collector> = Box::new(collector.clone());
+                (kind, collector)
+            }));
         }
         let info = Family::<IntGauge>::new(
             "weft_build_info",
@@ -335,10 +314,55 @@ impl Metrics {
             self.budget.clone(),
         );
         info.child(&[env!("CARGO_PKG_VERSION")]).set(1);
-        add(r, &info);
-        let process = prometheus::process_collector::ProcessCollector::for_self();
-        r.register(Box::new(process))
-            .expect("metric names are unique");
+        let mut all = Vec::new();
+        add(
+            "counter",
+            &[
+                &self.server_requests,
+                &self.client_requests,
+                &self.client_attempts,
+                &self.client_retries,
+                &self.request_bytes,
+                &self.response_bytes,
+                &self.tcp_opened,
+                &self.tcp_closed,
+                &self.tcp_received,
+                &self.tcp_sent,
+                &self.tls_handshakes,
+                &self.detections,
+                &self.identity_renewals,
+                &self.config_updates,
+            ],
+            &mut all,
+        );
+        add(
+            "histogram",
+            &[&self.server_duration, &self.client_duration, &self.overhead],
+            &mut all,
+        );
+        add(
+            "gauge",
+            &[
+                &self.server_in_flight,
+                &self.client_in_flight,
+                &self.tcp_open,
+                &self.endpoints,
+                &info,
+            ],
+            &mut all,
+        );
+        add(
+            "gauge",
+            &[&self.control_connected, &self.config_in_sync, &self.series],
+            &mut all,
+        );
+        add(
+            "gauge",
+            &[&self.identity_expiration, &self.config_last_applied],
+            &mut all,
+        );
+        add("counter", &[&self.panics, &self.overflow], &mut all);
+        all
     }
 
     /// The Prometheus text exposition. Takes milliseconds with many series: not for workers.
@@ -366,74 +390,13 @@ impl Metrics {
     /// Name, type, help and labels of every metric, for the documentation.
     #[cfg(test)]
     pub fn describe(&self) -> Vec<(String, &'static str, String, Vec<String>)> {
-        fn rows<M: super::family::Child>(
-            kind: &'static str,
-            families: &[&Family<M>],
-            out: &mut Vec<(String, &'static str, String, Vec<String>)>,
-        ) {
-            for family in families {
-                for desc in family.desc() {
-                    let labels = desc.variable_labels.clone();
-                    out.push((desc.fq_name.clone(), kind, desc.help.clone(), labels));
-                }
-            }
-        }
         let mut out = Vec::new();
-        rows(
-            "counter",
-            &[
-                &self.server_requests,
-                &self.client_requests,
-                &self.client_attempts,
-                &self.client_retries,
-                &self.request_bytes,
-                &self.response_bytes,
-                &self.tcp_opened,
-                &self.tcp_closed,
-                &self.tcp_received,
-                &self.tcp_sent,
-                &self.tls_handshakes,
-                &self.detections,
-                &self.identity_renewals,
-                &self.config_updates,
-            ],
-            &mut out,
-        );
-        rows(
-            "histogram",
-            &[&self.server_duration, &self.client_duration, &self.overhead],
-            &mut out,
-        );
-        rows(
-            "gauge",
-            &[
-                &self.server_in_flight,
-                &self.client_in_flight,
-                &self.tcp_open,
-                &self.endpoints,
-            ],
-            &mut out,
-        );
-        let singles: [(&'static str, &dyn Collector); 7] = [
-            ("gauge", &self.control_connected),
-            ("gauge", &self.config_in_sync),
-            ("gauge", &self.series),
-            ("gauge", &self.identity_expiration),
-            ("gauge", &self.config_last_applied),
-            ("counter", &self.panics),
-            ("counter", &self.overflow),
-        ];
-        for (kind, collector) in singles {
+        for (kind, collector) in self.all() {
             for desc in collector.desc() {
-                out.push((desc.fq_name.clone(), kind, desc.help.clone(), Vec::new()));
+                let labels = desc.variable_labels.clone();
+                out.push((desc.fq_name.clone(), kind, desc.help.clone(), labels));
             }
         }
-        out.push((
-            "weft_build_info".to_owned(),
-            "gauge",
-            "The version that runs; always 1.".to_owned(),
-            vec!["version".to_owned()],
-        ));
         out.sort();
         out
     }

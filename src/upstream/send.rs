@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     body::Body,
-    error::{Error, Reason},
+    error::{Error, Reason, chain_text},
 };
 
 /// What is spoken to the endpoint.
@@ -104,7 +104,7 @@ fn already_sent() -> Error {
 
 /// The reason of a failure after the connection was made, before the answer or within it.
 pub fn reason_of(error: &hyper::Error) -> Error {
-    let text = text_of(error);
+    let text = chain_text(error);
     // The request body broke off, and it comes from the client. Not so the other error of
     // this kind: the connection ended while the request waited, and its cause is a text.
     let from_body = std::error::Error::source(error)
@@ -161,18 +161,6 @@ fn client_reason(error: &hyper::Error) -> Reason {
         cause = error.source();
     }
     Reason::ClientClosed
-}
-
-/// An error with all that caused it.
-fn text_of(error: &hyper::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// The target in the form that the protocol wants: origin form for HTTP/1.1, with scheme and

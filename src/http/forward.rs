@@ -565,7 +565,10 @@ impl Exchange {
         mut response: Response<Body>,
         upstream: Option<(Pick, usize, Lease)>,
     ) -> Response<Tracked> {
-        if self.version < Version::HTTP_2 && self.connection.worker.shared.drain.is_draining() {
+        let draining = self.connection.worker.shared.drain.is_draining();
+        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        // `Connection` of a switch says `upgrade`, and there is no next request to send away.
+        if self.version < Version::HTTP_2 && draining && !switched {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
         }

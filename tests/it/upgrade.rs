@@ -179,3 +179,20 @@ async fn connect_goes_to_services_only() {
     let stream = TcpStream::connect(client.outbound).await;
     assert!(stream.is_ok(), "the sidecar goes on");
 }
+
+#[tokio::test]
+async fn a_draining_sidecar_still_switches() {
+    let app = websocket().await;
+    let pair = pair(Some("http"), &app).await;
+    for sidecar in [&pair.client, &pair.server] {
+        let mut admin = Http1::connect(sidecar.admin).await.unwrap();
+        let request = "POST /drain HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\n\r\n";
+        assert_eq!(admin.exchange(request).await.unwrap().status, 200);
+    }
+    let mut client = Http1::connect(pair.outbound).await.unwrap();
+    client.write(handshake("/chat")).await.unwrap();
+    let head = client.head().await.unwrap();
+    assert_eq!(head.status, 101);
+    assert_eq!(head.header("connection"), Some("upgrade"));
+    assert_eq!(client.take(5).await.unwrap(), b"hello");
+}

@@ -7,14 +7,17 @@ use std::path::{Path, PathBuf};
 use weft_proxy::error::TABLE;
 
 /// The modules of the sidecar: each may use only those before it.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 23] = [
     "error",
     "util",
+    "capture",
+    "state",
     "body",
     "drain",
     "io",
     "config",
     "telemetry",
+    "dns",
     "identity",
     "upstream",
     "cluster",

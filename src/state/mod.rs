@@ -1,0 +1,1 @@
+//! The last good configuration and identity on disk.

@@ -13,14 +13,17 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 use weft_api::envoy::config::core::v3::Node;
+use weft_handover::Socket;
 
-use super::Job;
+use super::{
+    Job,
+    sockets::{Inherited, divide},
+};
 use crate::{
     admin::Status,
     bootstrap::Bootstrap,
     config::Value,
     identity::{ControlPlane, unix_seconds},
-    listener,
     snapshot::{Linker, Wanted},
     worker::Shared,
     xds::{Client, Command, Event},
@@ -34,15 +37,32 @@ const EXPIRE: u64 = 30;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stops(Arc<Mutex<BTreeMap<Arc<str>, Open>>>);
 
-/// An open socket: where, and how to close it.
-type Open = (SocketAddr, watch::Sender<bool>);
+/// An open listener: where, how to close it, and its sockets, to be passed on.
+#[derive(Debug)]
+struct Open {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    sockets: Vec<Socket>,
+}
 
 impl Stops {
-    /// Stops accepting everywhere.
+    /// Stops accepting everywhere. What is in the queues is served still.
     pub(super) fn stop_all(&self) {
-        for (_, stop) in self.0.lock().values() {
-            stop.send_replace(true);
+        for open in self.0.lock().values_mut() {
+            open.stop.send_replace(true);
+            // The queue of a socket ends with the last who has it open.
+            open.sockets.clear();
         }
+    }
+
+    /// All sockets once more, for a successor.
+    ///
+    /// # Errors
+    /// When this process may open no more files.
+    pub(super) fn sockets(&self) -> std::io::Result<Vec<Socket>> {
+        let open = self.0.lock();
+        let sockets = open.values().flat_map(|open| &open.sockets);
+        sockets.map(Socket::try_clone).collect()
     }
 }
 
@@ -56,6 +76,7 @@ pub(super) struct Configuration {
     commands: mpsc::UnboundedSender<Command>,
     subscribed: Wanted,
     stops: Stops,
+    inherited: Arc<Inherited>,
 }
 
 /// Who we say we are; the control plane believes the certificate.
@@ -78,6 +99,7 @@ impl Configuration {
         status: &Arc<Status>,
         workers: Vec<mpsc::UnboundedSender<Job>>,
         commands: mpsc::UnboundedSender<Command>,
+        inherited: Arc<Inherited>,
     ) -> Self {
         Self {
             linker: Linker::new(shared.metrics.clone(), workers.len()),
@@ -87,6 +109,7 @@ impl Configuration {
             commands,
             subscribed: Wanted::new(),
             stops: Stops::default(),
+            inherited,
         }
     }
 
@@ -261,13 +284,13 @@ impl Configuration {
     fn open_listeners(&self) {
         let snapshot = self.shared.snapshots.load_full();
         let mut open = self.stops.0.lock();
-        open.retain(|name, (address, stop)| {
+        open.retain(|name, open| {
             let stays = snapshot
                 .listeners
                 .get(name)
-                .is_some_and(|listener| listener.config.address == *address);
+                .is_some_and(|listener| listener.config.address == open.address);
             if !stays {
-                stop.send_replace(true);
+                open.stop.send_replace(true);
             }
             stays
         });
@@ -277,20 +300,10 @@ impl Configuration {
                 continue;
             }
             let address = listener.config.address;
-            match listener::bind(address, self.workers.len()) {
-                Ok(sockets) => {
-                    let (stop, stopped) = watch::channel(false);
-                    for (worker, socket) in self.workers.iter().zip(sockets) {
-                        let job = Job {
-                            name: name.clone(),
-                            socket,
-                            stop: stopped.clone(),
-                        };
-                        // A worker lives as long as the process.
-                        let _ = worker.send(job);
-                    }
+            match self.open(name, address) {
+                Ok(opened) => {
                     tracing::info!(listener = %name, %address, "listening");
-                    open.insert(name.clone(), (address, stop));
+                    open.insert(name.clone(), opened);
                 }
                 Err(error) => {
                     if !self.status.listeners.lock().contains_key(name) {
@@ -302,12 +315,33 @@ impl Configuration {
         }
         let bound = open
             .iter()
-            .map(|(name, (address, _))| (name.clone(), *address))
+            .map(|(name, open)| (name.clone(), open.address))
             .collect();
         drop(open);
         *self.status.bound.lock() = bound;
         *self.status.listeners.lock() = failed;
         self.publish_sync();
+    }
+
+    /// Opens one listener, or takes its sockets over, and has the workers accept.
+    fn open(&self, name: &Arc<str>, address: SocketAddr) -> Result<Open, String> {
+        let workers = self.workers.len();
+        let sockets = self.inherited.tcp(name, address, workers)?;
+        let (stop, stopped) = watch::channel(false);
+        for (worker, socket) in divide(&sockets, workers)? {
+            let job = Job {
+                name: name.clone(),
+                socket,
+                stop: stopped.clone(),
+            };
+            // A worker lives as long as the process.
+            let _ = self.workers[worker].send(job);
+        }
+        Ok(Open {
+            address,
+            stop,
+            sockets,
+        })
     }
 
     fn publish_sync(&self) {

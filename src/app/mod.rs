@@ -1,6 +1,7 @@
 //! The process: what starts in which order, and how it ends.
 
 mod configure;
+mod sockets;
 
 use std::{
     future::Future, net::SocketAddr, path::Path, process::ExitCode, sync::Arc, time::Duration,
@@ -183,8 +184,13 @@ impl App {
             rng,
         ));
         let (commands, received) = mpsc::unbounded_channel();
-        let configuration =
-            configure::Configuration::new(&shared, &status, workers.clone(), commands.clone());
+        let configuration = configure::Configuration::new(
+            &shared,
+            &status,
+            workers.clone(),
+            commands.clone(),
+            Arc::default(),
+        );
         let stops = configuration.stops();
         let node = configure::node(&bootstrap);
         let life = async {

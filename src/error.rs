@@ -17,6 +17,10 @@ pub enum Reason {
     NoRoute,
     /// The route points at a backend that does not exist or is not permitted.
     BackendMissing,
+    /// A captured connection to an address that is no service, where those are denied.
+    UnknownDestination,
+    /// The destination is the sidecar itself.
+    LoopDetected,
     /// Plaintext on a port that demands mTLS.
     IdentityRequired,
     /// The service has no endpoint that takes requests.
@@ -97,7 +101,7 @@ const UNAUTHENTICATED: u8 = 16;
 
 /// The table, in the order of [`Reason`].
 #[rustfmt::skip]
-pub const TABLE: [Row; 20] = [
+pub const TABLE: [Row; 22] = [
     row(Reason::None, "", (200, 0, ""),
         "delivered; the application answered", ""),
     row(Reason::AppError, "app_error", (200, 0, "-"),
@@ -109,6 +113,12 @@ pub const TABLE: [Row; 20] = [
     row(Reason::BackendMissing, "backend_missing", (500, UNAVAILABLE, "NC"),
         "the matching rule points at a backend that does not exist or that no ReferenceGrant permits",
         "fix the backendRef or add the grant"),
+    row(Reason::UnknownDestination, "unknown_destination", (502, UNAVAILABLE, "NR"),
+        "the address is no service of the mesh, and the mesh lets its workloads call nothing else",
+        "declare the destination as a Service (type ExternalName), or set spec.outbound.unknown of the MeshConfig to allow"),
+    row(Reason::LoopDetected, "loop_detected", (508, INTERNAL, "-"),
+        "the destination is the sidecar itself",
+        "call the application's own port, not one of the sidecar's"),
     row(Reason::IdentityRequired, "identity_required", (403, UNAUTHENTICATED, "-"),
         "this port takes mTLS only and the caller used plaintext",
         "give the caller a sidecar, or set mtls.mode to permissive"),

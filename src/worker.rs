@@ -1,17 +1,29 @@
 //! What every connection of one worker thread shares.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, time::Instant};
+use http::uri::PathAndQuery;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 
 use crate::{
+    cluster::{Cluster, Original, Pick},
+    config::ClusterType,
     drain::Drain,
+    error::{Error, Reason},
     identity::IdentityStore,
-    snapshot::SnapshotStore,
+    snapshot::{LiveHost, SnapshotStore},
     telemetry::{AccessLog, Metrics},
     upstream::Connector,
     util::Rng,
 };
+
+/// How long a first look-up waits for the control plane.
+const LOOKUP: Duration = Duration::from_secs(5);
+/// The same while there is no connection to one; it may be about to come.
+const DISCONNECTED_LOOKUP: Duration = Duration::from_secs(1);
 
 /// What the process shares. Immutable; its parts are atomics or swapped as a whole.
 #[derive(Debug)]
@@ -26,10 +38,60 @@ pub struct Shared {
     pub log: AccessLog,
     /// The shutdown state.
     pub drain: Drain,
+    /// Plaintext GETs that strict ports let through: the application's port, path and query.
+    pub probes: Arc<[(u16, PathAndQuery)]>,
     /// Asks for destinations that the snapshot does not have, by VHDS name.
     pub demand: mpsc::UnboundedSender<String>,
     /// When the process started.
     pub started: Instant,
+}
+
+/// What the control plane says of a destination's name.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// It is this.
+    Host(Arc<LiveHost>),
+    /// It is nothing of the mesh.
+    Absent,
+}
+
+impl Shared {
+    /// What is known of a VHDS name; `None`: it was not looked up yet.
+    #[must_use]
+    pub fn host(&self, name: &str) -> Option<Found> {
+        match self.snapshots.load().hosts.get(name)? {
+            Some(host) => {
+                host.touch(self.started.elapsed().as_secs() as u32);
+                Some(Found::Host(host.clone()))
+            }
+            None => Some(Found::Absent),
+        }
+    }
+
+    /// The same, asking the control plane first if need be: for at most 5 s, or 1 s without a
+    /// connection to one. `None`: it did not answer. Cancel safe.
+    pub async fn look_up(&self, name: &str) -> Option<Found> {
+        if let Some(found) = self.host(name) {
+            return Some(found);
+        }
+        let mut changes = self.snapshots.watch();
+        // The receiver is gone only when the process ends.
+        let _ = self.demand.send(name.to_owned());
+        let waiting = async {
+            loop {
+                if let Some(found) = self.host(name) {
+                    return Some(found);
+                }
+                changes.changed().await.ok()?;
+            }
+        };
+        let patience = if self.metrics.control_connected.get() == 1 {
+            LOOKUP
+        } else {
+            DISCONNECTED_LOOKUP
+        };
+        timeout(patience, waiting).await.ok()?
+    }
 }
 
 /// One worker thread.
@@ -59,6 +121,36 @@ impl Worker {
             connector,
             rng: Rng::new(seed.wrapping_add(id as u64)),
         })
+    }
+
+    /// Chooses an endpoint that is not among `tried`; `None` if there is none.
+    ///
+    /// # Errors
+    /// When a cluster of the original destination is used without one, or a name has no
+    /// address.
+    pub async fn pick(
+        &self,
+        cluster: &Cluster,
+        tried: &[SocketAddr],
+        original: Option<&Original>,
+    ) -> Result<Option<Pick>, Error> {
+        match &cluster.config.kind {
+            ClusterType::Eds(_) | ClusterType::Static(_) => Ok(cluster.pick(tried, &self.rng)),
+            ClusterType::Original => {
+                let Some(original) = original else {
+                    let words = format!(
+                        "{} has no destination: the connection was made to the sidecar's own port",
+                        cluster.config.name
+                    );
+                    return Err(Error::new(Reason::LoopDetected, words));
+                };
+                let pick = cluster.pick_at(original.destination, original.source);
+                Ok(tried.is_empty().then_some(pick))
+            }
+            ClusterType::Dns { host, .. } => {
+                Err(Error::new(Reason::NoEndpoints, format!("{host} has no address")))
+            }
+        }
     }
 
     /// Seconds since the process started.

@@ -114,6 +114,7 @@ impl App {
             log: AccessLog::start(bootstrap.access_log)
                 .map_err(|error| format!("the access log cannot be started: {error}"))?,
             drain: Drain::default(),
+            probes: Arc::default(),
             demand,
             started: Instant::now(),
         });

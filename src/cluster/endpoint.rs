@@ -1,7 +1,7 @@
 //! Endpoints with what they carry, and the immutable sets that requests choose from.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -39,7 +39,12 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    fn new(dest: Dest, config: &EndpointConfig, cluster: &ClusterConfig, workers: usize) -> Self {
+    pub(super) fn new(
+        dest: Dest,
+        config: &EndpointConfig,
+        cluster: &ClusterConfig,
+        workers: usize,
+    ) -> Self {
         let (decay, initial) = match cluster.balancing {
             LoadBalancing::PeakEwma { decay, default_rtt } => (decay, default_rtt),
             _ => (Duration::from_secs(10), Duration::ZERO),
@@ -148,7 +153,7 @@ impl EndpointSet {
             .endpoints
             .iter()
             .map(|config| {
-                let dest = dest(cluster, config);
+                let dest = dest(cluster, config, None);
                 let known = previous.and_then(|set| {
                     set.all.iter().map(|(e, ..)| e).find(|e| {
                         e.dest == dest
@@ -218,7 +223,11 @@ impl EndpointSet {
     }
 }
 
-fn dest(cluster: &ClusterConfig, config: &EndpointConfig) -> Dest {
+pub(super) fn dest(
+    cluster: &ClusterConfig,
+    config: &EndpointConfig,
+    source: Option<IpAddr>,
+) -> Dest {
     let tls = cluster.tls.as_ref().map(|tls| TlsTarget {
         sni: tls.sni.clone(),
         identities: match &config.identity {
@@ -228,6 +237,7 @@ fn dest(cluster: &ClusterConfig, config: &EndpointConfig) -> Dest {
     });
     Dest {
         address: config.address,
+        source,
         tls,
         timeout: cluster.connect_timeout,
     }

@@ -1,23 +1,34 @@
 //! Clusters as they live: configuration plus endpoints with their load and connections.
 
 mod balancer;
+mod dynamic;
 mod endpoint;
 mod ewma;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::AtomicUsize},
 };
 
 use arc_swap::ArcSwap;
 
+use dynamic::Dynamic;
 pub use endpoint::{EndpointSet, Pick};
 
 use crate::{
-    config::{AppProtocol, ClusterConfig, Endpoints},
+    config::{AppProtocol, ClusterConfig, ClusterType, Endpoints},
     telemetry::{Metrics, Tls},
     util::Rng,
 };
+
+/// Where a captured connection was meant to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Original {
+    /// The address that the client connected to.
+    pub destination: SocketAddr,
+    /// The address that the connection onwards comes from; `None`: any of ours.
+    pub source: Option<IpAddr>,
+}
 
 /// One cluster. Its endpoints are swapped as a whole; what they carry (load, connections)
 /// lives on as long as address and identity stay.
@@ -26,6 +37,8 @@ pub struct Cluster {
     /// As configured.
     pub config: Arc<ClusterConfig>,
     endpoints: ArcSwap<EndpointSet>,
+    dynamic: Dynamic,
+    workers: usize,
     turn: AtomicUsize,
 }
 
@@ -40,11 +53,32 @@ impl Cluster {
     ) -> Self {
         let before = previous.map(|cluster| cluster.endpoints.load_full());
         let set = EndpointSet::build(&config, endpoints, before.as_deref(), workers);
+        if let Some(previous) = previous {
+            previous.dynamic.close();
+        }
         Self {
             config,
             endpoints: ArcSwap::from_pointee(set),
+            dynamic: Dynamic::default(),
+            workers,
             turn: AtomicUsize::new(0),
         }
+    }
+
+    /// Whether its endpoints are made when a connection needs them: [`Self::pick_at`].
+    #[must_use]
+    pub fn is_dynamic(&self) -> bool {
+        matches!(
+            self.config.kind,
+            ClusterType::Original | ClusterType::Dns { .. }
+        )
+    }
+
+    /// The endpoint at an address, for a dynamic cluster.
+    #[must_use]
+    pub fn pick_at(&self, address: SocketAddr, source: Option<IpAddr>) -> Pick {
+        let key = (address, source);
+        Pick::new(self.dynamic.endpoint(&self.config, key, self.workers))
     }
 
     /// Swaps the endpoints.
@@ -90,6 +124,7 @@ impl Cluster {
         for (endpoint, ..) in &self.endpoints.load().all {
             endpoint.pools().for_each(crate::upstream::Pool::close);
         }
+        self.dynamic.close();
     }
 
     /// Closes connections that have been idle for too long.
@@ -97,6 +132,7 @@ impl Cluster {
         for (endpoint, ..) in &self.endpoints.load().all {
             endpoint.pools().for_each(|pool| pool.sweep(now));
         }
+        self.dynamic.sweep(now);
     }
 
     /// Publishes the endpoint counts.

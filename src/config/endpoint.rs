@@ -3,7 +3,7 @@
 use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
 use weft_api::envoy::config::{
-    core::v3::HealthStatus,
+    core::v3::{HealthStatus, address, socket_address},
     endpoint::v3::{ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint},
 };
 use weft_certs::spiffe::SpiffeId;
@@ -82,6 +82,32 @@ pub(super) fn read(p: &mut Problems, from: &ClusterLoadAssignment) -> Endpoints 
         endpoints,
         warnings: Vec::new(),
     }
+}
+
+/// Reads the one endpoint of a LOGICAL_DNS cluster: a name and a port.
+pub(super) fn read_name(
+    p: &mut Problems,
+    from: Option<&ClusterLoadAssignment>,
+) -> Option<(Arc<str>, u16)> {
+    use socket_address::PortSpecifier::PortValue;
+    let endpoints = from.map(|assignment| assignment.endpoints.as_slice());
+    let endpoint = match endpoints {
+        Some([locality]) => match locality.lb_endpoints.as_slice() {
+            [endpoint] => endpoint.host_identifier.as_ref(),
+            _ => None,
+        },
+        _ => None,
+    };
+    if let Some(lb_endpoint::HostIdentifier::Endpoint(endpoint)) = endpoint
+        && let Some(address::Address::SocketAddress(socket)) =
+            endpoint.address.as_ref().and_then(|a| a.address.as_ref())
+        && let Some(PortValue(port @ 1..=65535)) = socket.port_specifier
+        && !socket.address.is_empty()
+    {
+        return Some((socket.address.as_str().into(), port as u16));
+    }
+    p.reject("", "must have exactly one endpoint with a name and a port");
+    None
 }
 
 fn usable(p: &mut Problems, from: &LocalityLbEndpoints) -> bool {

@@ -30,14 +30,14 @@ use weft_api::{
 pub use cluster::{ClusterConfig, ClusterType, HttpProtocol, LoadBalancing};
 pub use endpoint::{EndpointConfig, Endpoints, Health};
 pub use listener::{
-    AppProtocol, Direction, DownstreamTls, Filter, HttpConfig, Listener, RouteSource, TcpConfig,
-    TransportProtocol,
+    AppProtocol, Arrival, Direction, DnsConfig, DownstreamTls, Filter, HttpConfig, Listener,
+    RouteSource, TcpConfig, TransportProtocol,
 };
 pub use matcher::PathMatcher;
 use problems::Problems;
 pub use route::{
-    DirectResponse, Domain, Forward, HostRewrite, PathRewrite, Redirect, RedirectPath, RequestKey,
-    Route, RouteAction, RouteTable, VirtualHost, WeightedClusters,
+    Addresses, DirectResponse, Domain, Forward, HostRewrite, PathRewrite, PortProtocol, Redirect,
+    RedirectPath, RequestKey, Route, RouteAction, RouteTable, VirtualHost, WeightedClusters,
 };
 pub use secret::TrustBundlePem;
 

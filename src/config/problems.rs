@@ -215,18 +215,54 @@ impl Problems {
         None
     }
 
+    /// A list of strings of the metadata `weft.dev`; empty if absent.
+    pub(super) fn metadata_strings(&mut self, from: Option<&Metadata>, key: &str) -> Vec<Arc<str>> {
+        let Some(value) = weft_metadata(from).and_then(|weft| weft.fields.get(key)) else {
+            return Vec::new();
+        };
+        let text = |value: &weft_api::google::protobuf::Value| match &value.kind {
+            Some(ValueKind::StringValue(text)) => Some(text.as_str().into()),
+            _ => None,
+        };
+        let read = match &value.kind {
+            Some(ValueKind::ListValue(list)) => list.values.iter().map(text).collect(),
+            _ => None,
+        };
+        read.unwrap_or_else(|| {
+            let field = format!("metadata[{METADATA}].{key}");
+            self.reject(&field, "must be a list of strings");
+            Vec::new()
+        })
+    }
+
     /// A port number of the metadata `weft.dev`.
     pub(super) fn metadata_port(&mut self, from: Option<&Metadata>, key: &str) -> Option<u16> {
+        self.metadata_number(from, key, 1, 65535)
+            .and_then(|number| u16::try_from(number).ok())
+    }
+
+    /// A number of seconds, at most a day, of the metadata `weft.dev`.
+    pub(super) fn metadata_seconds(&mut self, from: Option<&Metadata>, key: &str) -> Option<u32> {
+        self.metadata_number(from, key, 0, 86_400)
+    }
+
+    fn metadata_number(
+        &mut self,
+        from: Option<&Metadata>,
+        key: &str,
+        min: u32,
+        max: u32,
+    ) -> Option<u32> {
         let value = weft_metadata(from)?.fields.get(key)?;
         if let Some(ValueKind::NumberValue(number)) = value.kind
             && number.fract() == 0.0
-            && (1.0..=65535.0).contains(&number)
+            && (f64::from(min)..=f64::from(max)).contains(&number)
         {
-            return Some(number as u16);
+            return Some(number as u32);
         }
         self.reject(
             &format!("metadata[{METADATA}].{key}"),
-            "must be a number from 1 to 65535",
+            format_args!("must be a number from {min} to {max}"),
         );
         None
     }

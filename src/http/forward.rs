@@ -126,6 +126,9 @@ impl Exchange {
 
     async fn run(&mut self) -> Result<Answer, Error> {
         let authority = authority_of(self.request()?)?;
+        if self.connection.probes_only {
+            self.admit_probe()?;
+        }
         let host = self.host(&authority).await?;
         let req = self.request()?;
         let key = RequestKey {
@@ -181,6 +184,20 @@ impl Exchange {
                 Ok((response, upstream))
             }
         }
+    }
+
+    /// Refuses everything but a probe that was configured for this port.
+    fn admit_probe(&self) -> Result<(), Error> {
+        let port = self.connection.listener.config.port;
+        let target = self.info.uri.path_and_query();
+        let mut probes = self.connection.worker.shared.probes.iter();
+        let known = matches!(self.info.method, Method::GET | Method::HEAD)
+            && probes.any(|(of, probe)| Some(*of) == port && Some(probe) == target);
+        if known {
+            return Ok(());
+        }
+        let words = "plaintext may only ask for the probes of this port";
+        Err(Error::new(Reason::IdentityRequired, words))
     }
 
     /// The virtual host of an authority; looks it up if the table says so.
@@ -394,7 +411,7 @@ impl Exchange {
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut last = None;
         loop {
-            let Some(pick) = cluster.pick(&tried, &self.connection.worker.rng) else {
+            let Some(pick) = self.pick(cluster, &tried).await? else {
                 return Err(last.unwrap_or_else(|| no_endpoints(cluster)));
             };
             self.info.upstream = Some(pick.endpoint.dest.address);
@@ -428,6 +445,15 @@ impl Exchange {
                 }
             }
         }
+    }
+
+    async fn pick(&self, cluster: &Cluster, tried: &[SocketAddr]) -> Result<Option<Pick>, Error> {
+        let worker = &self.connection.worker;
+        if cluster.is_dynamic() {
+            let original = self.connection.original.as_ref();
+            return Box::pin(worker.pick(cluster, tried, original)).await;
+        }
+        Ok(cluster.pick(tried, &worker.rng))
     }
 
     async fn attempt(
@@ -523,7 +549,7 @@ impl Exchange {
             tunnel::connect_http(downstream, &self.connection, authority.into(), held);
             return Ok((Response::new(Body::Empty), None));
         }
-        let Some(pick) = cluster.pick(&[], &self.connection.worker.rng) else {
+        let Some(pick) = self.pick(&cluster, &[]).await? else {
             return Err(no_endpoints(&cluster));
         };
         let worker = self.connection.worker.clone();

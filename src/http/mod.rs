@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use weft_certs::spiffe::SpiffeId;
 
 use crate::{
+    cluster::Original,
     config::{Filter, HttpConfig},
     drain::ConnectionGuard,
     snapshot::{LiveFilter, LiveListener, LiveTable, Snapshot},
@@ -32,8 +33,13 @@ pub struct Connection {
     pub listener: Arc<LiveListener>,
     /// Which chain of the listener.
     pub chain: usize,
-    /// Inside a CONNECT tunnel: the authority that all requests are for.
+    /// Inside a CONNECT tunnel, or captured: the authority that all requests are for.
     pub only_authority: Option<Box<str>>,
+    /// Captured: where it was meant to go.
+    pub original: Option<Original>,
+    /// Only configured probes of the application's health may pass: the client has not said
+    /// who it is.
+    pub probes_only: bool,
     /// How it is protected.
     pub tls: Tls,
     /// Who the client proved to be.
@@ -70,6 +76,8 @@ impl Connection {
             listener,
             chain,
             only_authority: None,
+            original: None,
+            probes_only: false,
             tls,
             peer,
             pulse: Arc::default(),

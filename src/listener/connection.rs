@@ -1,11 +1,23 @@
-//! From a new connection to the chain that serves it: TLS or not, which protocol, who is it.
+//! From a new connection to the chain that serves it: captured or not, TLS or not, which
+//! protocol, who is it.
 
-use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{io::AsyncWriteExt, net::TcpStream};
+use weft_certs::spiffe::SpiffeId;
 
+use super::{
+    captured,
+    opaque::{self, First},
+    socket::{self, Arrived},
+};
 use crate::{
-    cluster::Pick,
+    cluster::Original,
     config::{AppProtocol, DownstreamTls, Filter, TransportProtocol},
     detect::{self, Detected},
     drain::Phase,
@@ -13,23 +25,67 @@ use crate::{
     http::{self, Connection, HttpVersion},
     identity,
     io::Io,
-    snapshot::{LiveFilter, LiveListener, TcpBackend},
+    snapshot::{LiveFilter, LiveListener},
     tcp,
-    telemetry::Tls,
+    telemetry::{Side, Tls},
+    upstream::own_source,
     worker::Worker,
 };
 
 /// A client of an mTLS port that says nothing for this long is cut.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
-/// On a permissive port that may be TCP, a client that says nothing for this long speaks a
-/// protocol in which the server begins; a TLS client begins at once.
-const SERVER_FIRST: Duration = Duration::from_millis(50);
 /// What a client that has just connected has for its first byte when the sockets close.
 const LAST_CHANCE: Duration = Duration::from_millis(500);
-/// How long a client may begin after its server turned out to be unreachable.
-const UNREACHABLE: Duration = Duration::from_secs(1);
-/// Endpoints that are tried for one TCP connection.
-const MAX_ATTEMPTS: usize = 4;
+/// How long a client that is refused may take to show that it would understand why.
+const REFUSED: Duration = Duration::from_secs(1);
+
+/// A connection's surroundings: what decides how it is served.
+pub(super) struct Context {
+    /// Who serves it.
+    pub(super) worker: Arc<Worker>,
+    /// Whose chains serve it.
+    pub(super) listener: Arc<LiveListener>,
+    /// Where it was meant to go, if the kernel led it here.
+    pub(super) original: Option<Original>,
+    /// The one destination of everything on it.
+    pub(super) authority: Option<Box<str>>,
+    /// Plaintext that may ask for the health of the application and nothing else.
+    pub(super) probes_only: bool,
+}
+
+impl Context {
+    /// The application's port, or the listener's.
+    fn port(&self) -> u16 {
+        let config = &self.listener.config;
+        config.port.unwrap_or_else(|| config.address.port())
+    }
+
+    /// Takes a captured connection: its port's listener serves it if there is one.
+    fn meant_for(&mut self, destination: SocketAddr, source: Option<IpAddr>) {
+        let snapshot = self.worker.shared.snapshots.load();
+        if let Some(own) = snapshot.handed_over(destination.port()) {
+            self.listener = own.clone();
+        }
+        self.original = Some(Original {
+            destination,
+            source,
+        });
+    }
+
+    pub(super) fn count_detection(&self, protocol: AppProtocol) {
+        let name = match protocol {
+            AppProtocol::Http1 => "http1",
+            AppProtocol::Http2 => "http2",
+            AppProtocol::Tcp => "opaque",
+        };
+        self.count_detected(name);
+    }
+
+    fn count_detected(&self, what: &'static str) {
+        let metrics = &self.worker.shared.metrics;
+        metrics.detection(&self.port().to_string(), what);
+    }
+}
 
 /// Serves one accepted connection to its end.
 pub(super) async fn serve(
@@ -41,67 +97,108 @@ pub(super) async fn serve(
     let _open = worker.shared.drain.connection();
     // Nagle's algorithm and delayed acknowledgements would add 40 ms to small messages.
     let _ = tcp.set_nodelay(true);
-    let has_tls = listener
-        .config
-        .chains
-        .iter()
-        .any(|chain| chain.tls.is_some());
-    let result = if has_tls {
-        secured(&worker, listener, tcp).await
-    } else {
-        plain(&worker, listener, tcp.into()).await
+    let mut context = Context {
+        worker,
+        listener,
+        original: None,
+        authority: None,
+        probes_only: false,
+    };
+    let config = &context.listener.config;
+    let arrived = socket::arrived(&tcp, config.arrival, config.address.port());
+    let result = match (arrived, context.listener.side()) {
+        (Arrived::Here, side) if config.arrival.is_captured() => match side {
+            Side::Client => explicit(&context, tcp).await,
+            Side::Server => refuse(&context, tcp, Reason::LoopDetected).await,
+        },
+        (Arrived::Here, _) => by_chains(&context, tcp).await,
+        (Arrived::Redirected(to) | Arrived::Transparently(to), Side::Client) => {
+            captured::serve(context, tcp, to).await
+        }
+        (Arrived::Redirected(to), Side::Server) => {
+            context.meant_for(to, own_source(to.ip()));
+            by_chains(&context, tcp).await
+        }
+        (Arrived::Transparently(to), Side::Server) => {
+            context.meant_for(to, Some(client.ip()));
+            by_chains(&context, tcp).await
+        }
     };
     if let Err(error) = result {
         tracing::debug!(%error, %client, "connection ended");
     }
 }
 
-/// A listener with mTLS chains: the first byte tells whether this client uses it.
-async fn secured(
-    worker: &Arc<Worker>,
-    listener: Arc<LiveListener>,
-    tcp: TcpStream,
-) -> Result<(), Error> {
-    let plaintext = || {
-        let chains = listener.config.chains.iter();
-        chains.filter(|chain| chain.tls.is_none())
-    };
-    let permissive = plaintext().next().is_some();
-    // Clients of HTTP begin, so there is time: a handshake that is late is no plaintext.
-    let patience = if plaintext().any(|chain| matches!(chain.filter, Filter::Tcp(_))) {
-        SERVER_FIRST
+/// By the chains of its listener.
+async fn by_chains(context: &Context, tcp: TcpStream) -> Result<(), Error> {
+    let chains = &context.listener.config.chains;
+    if chains.iter().any(|chain| chain.tls.is_some()) {
+        secured(context, tcp).await
     } else {
-        FIRST_BYTE
+        plain(context, tcp.into()).await
+    }
+}
+
+/// An application that calls the capture port itself uses it as its HTTP proxy.
+async fn explicit(context: &Context, tcp: TcpStream) -> Result<(), Error> {
+    let chain = pick_chain(
+        &context.listener,
+        TransportProtocol::RawBuffer,
+        AppProtocol::Http1,
+    );
+    let Some(http) = chain else {
+        return refuse(context, tcp, Reason::LoopDetected).await;
     };
+    let (io, protocol) =
+        unless_closing(&context.worker, detect::http(tcp.into(), tcp::IDLE)).await?;
+    dispatch(context, http, io, protocol, (Tls::None, None)).await
+}
+
+/// A listener with mTLS chains: the first byte tells whether this client uses it.
+async fn secured(context: &Context, tcp: TcpStream) -> Result<(), Error> {
+    let chains = context.listener.config.chains.iter();
+    let permissive = chains.clone().any(|chain| chain.tls.is_none());
+    let opaque = pick_chain(
+        &context.listener,
+        TransportProtocol::RawBuffer,
+        AppProtocol::Tcp,
+    );
+    if let Some(LiveFilter::Tcp(backends)) = opaque.map(|chain| &context.listener.chains[chain]) {
+        // In what may be a protocol where the server begins, silence tells nothing.
+        match opaque::race_peeking(context, &tcp, backends).await? {
+            First::Client | First::Closed => {}
+            First::Server(opened) => {
+                context.count_detection(AppProtocol::Tcp);
+                opaque::relay(tcp.into(), opened?, backends).await;
+                return Ok(());
+            }
+        }
+    }
     let mut first = [0];
-    let peek = unless_closing(worker, tcp.peek(&mut first));
-    let n = match tokio::time::timeout(patience, peek).await {
+    let peek = unless_closing(&context.worker, tcp.peek(&mut first));
+    let n = match tokio::time::timeout(FIRST_BYTE, peek).await {
         // A check that the port is open.
         Ok(Ok(0)) if !permissive => {
             return Err(Error::new(Reason::ClientClosed, "closed before a byte"));
         }
         Ok(Ok(n)) => n,
         Ok(Err(error)) => return Err(error),
-        Err(_) if permissive => return plain(worker, listener, tcp.into()).await,
         Err(_) => {
-            worker
-                .shared
-                .metrics
-                .detection(&port_of(&listener), "timeout");
+            context.count_detected("timeout");
             return Err(Error::new(Reason::ClientClosed, "no byte in 10 s"));
         }
     };
     let is_tls = n == 1 && first[0] == 0x16;
     match (is_tls, permissive) {
-        (true, _) => terminate(worker, listener, tcp).await,
-        (false, true) => plain(worker, listener, tcp.into()).await,
-        (false, false) => refuse_plaintext(worker, &listener, tcp).await,
+        (true, _) => terminate(context, tcp).await,
+        (false, true) => plain(context, tcp.into()).await,
+        (false, false) => plaintext_on_strict(context, tcp).await,
     }
 }
 
 /// Waits for what a client says first. At the end of a shutdown nobody waits for a client
 /// that says nothing: it would use up the grace period.
-async fn unless_closing<T>(
+pub(super) async fn unless_closing<T>(
     worker: &Worker,
     first: impl Future<Output = std::io::Result<T>>,
 ) -> Result<T, Error> {
@@ -112,7 +209,7 @@ async fn unless_closing<T>(
 }
 
 /// Ends shortly after idle connections are to be closed.
-async fn closing(worker: &Worker) -> Error {
+pub(super) async fn closing(worker: &Worker) -> Error {
     let mut phases = worker.shared.drain.watch();
     // The sender lives as long as the process.
     let _ = phases.wait_for(|now| *now >= Phase::Closing).await;
@@ -120,24 +217,59 @@ async fn closing(worker: &Worker) -> Error {
     Error::new(Reason::ClientClosed, "no byte until the shutdown")
 }
 
-/// Plaintext on a strict port: not a byte reaches the application. A client that speaks
-/// HTTP/1 is told why.
-async fn refuse_plaintext(
-    worker: &Worker,
-    listener: &LiveListener,
+/// Plaintext on a strict port: not a byte reaches the application, but for a probe of its
+/// health that was configured.
+async fn plaintext_on_strict(context: &Context, tcp: TcpStream) -> Result<(), Error> {
+    let chains = context.listener.config.chains.iter();
+    let http = chains
+        .clone()
+        .position(|chain| matches!(chain.filter, Filter::Http(_)));
+    let port = context.port();
+    let mut probes = context.worker.shared.probes.iter();
+    if let Some(http) = http.filter(|_| probes.any(|(of, _)| *of == port)) {
+        let detecting = tokio::time::timeout(FIRST_BYTE, detect::read(tcp.into()));
+        return match unless_closing(&context.worker, async { Ok(detecting.await) }).await? {
+            Ok(Ok((io, Detected::Http1))) => {
+                let probing = Context {
+                    worker: context.worker.clone(),
+                    listener: context.listener.clone(),
+                    original: context.original,
+                    authority: None,
+                    probes_only: true,
+                };
+                let identity = (Tls::None, None);
+                dispatch(&probing, http, io, AppProtocol::Http1, identity).await
+            }
+            _ => Err(Error::new(
+                Reason::IdentityRequired,
+                "plaintext on a port that takes mTLS and HTTP probes only",
+            )),
+        };
+    }
+    let metrics = &context.worker.shared.metrics;
+    metrics.tls_handshake(context.listener.side(), Err(Reason::IdentityRequired));
+    refuse_within(context, tcp, Reason::IdentityRequired, FIRST_BYTE).await
+}
+
+/// Ends a connection; a client that speaks HTTP/1 is told why.
+pub(super) async fn refuse(context: &Context, tcp: TcpStream, reason: Reason) -> Result<(), Error> {
+    refuse_within(context, tcp, reason, REFUSED).await
+}
+
+async fn refuse_within(
+    context: &Context,
     tcp: TcpStream,
+    reason: Reason,
+    patience: Duration,
 ) -> Result<(), Error> {
-    let side = listener.side();
-    worker
-        .shared
-        .metrics
-        .tls_handshake(side, Err(Reason::IdentityRequired));
-    let detecting = detect::read(tcp.into());
-    if let Ok(Ok((mut io, Detected::Http1))) = tokio::time::timeout(FIRST_BYTE, detecting).await {
-        let row = Reason::IdentityRequired.row();
+    let row = reason.row();
+    let detecting = tokio::time::timeout(patience, detect::read(tcp.into()));
+    let detecting = unless_closing(&context.worker, async { Ok(detecting.await) });
+    if let Ok(Ok((mut io, Detected::Http1))) = detecting.await? {
         let body = format!("weft: {} ({})\n", row.sentence, row.slug);
+        let status = http_status(row.status);
         let head = format!(
-            "HTTP/1.1 403 Forbidden\r\nweft-reason: {}\r\ncontent-type: text/plain; charset=utf-8\r\n\
+            "HTTP/1.1 {status}\r\nweft-reason: {}\r\ncontent-type: text/plain; charset=utf-8\r\n\
              content-length: {}\r\nconnection: close\r\n\r\n",
             row.slug,
             body.len(),
@@ -154,27 +286,26 @@ async fn refuse_plaintext(
         };
         let _ = tokio::time::timeout(Duration::from_millis(500), drained).await;
     }
-    Err(Error::new(
-        Reason::IdentityRequired,
-        "plaintext on a port that takes mTLS only",
-    ))
+    Err(Error::new(reason, row.sentence))
+}
+
+/// As in a status line: `403 Forbidden`.
+fn http_status(code: u16) -> String {
+    ::http::StatusCode::from_u16(code).map_or_else(|_| code.to_string(), |s| s.to_string())
 }
 
 /// The mTLS handshake, then the chain that the agreed protocol selects.
-async fn terminate(
-    worker: &Arc<Worker>,
-    listener: Arc<LiveListener>,
-    tcp: TcpStream,
-) -> Result<(), Error> {
-    let metrics = &worker.shared.metrics;
-    let Some(state) = worker.shared.identity.state() else {
+async fn terminate(context: &Context, tcp: TcpStream) -> Result<(), Error> {
+    let listener = &context.listener;
+    let metrics = &context.worker.shared.metrics;
+    let Some(state) = context.worker.shared.identity.state() else {
         metrics.tls_handshake(listener.side(), Err(Reason::NotReady));
         return Err(Error::new(
             Reason::NotReady,
             "this workload has no certificate yet",
         ));
     };
-    let accepted = identity::accept(&state, tcp, &offered(&listener)).await;
+    let accepted = identity::accept(&state, tcp, &offered(listener)).await;
     metrics.tls_handshake(
         listener.side(),
         accepted.as_ref().map(|_| ()).map_err(|error| error.reason),
@@ -183,22 +314,21 @@ async fn terminate(
         tracing::info!(%error, listener = %listener.config.name, "client refused");
     })?;
     let io = Io::from(stream);
-    let port = port_of(&listener);
     let (io, protocol) = match protocol {
         Some(protocol) => (io, protocol),
         None => {
-            let (io, detected) = unless_closing(worker, detect::read(io)).await?;
+            let (io, detected) = unless_closing(&context.worker, detect::read(io)).await?;
             (io, protocol_of(detected))
         }
     };
-    metrics.detection(&port, detection_name(protocol));
-    let chain = pick_chain(&listener, TransportProtocol::Tls, protocol).ok_or_else(|| {
+    context.count_detection(protocol);
+    let chain = pick_chain(listener, TransportProtocol::Tls, protocol).ok_or_else(|| {
         Error::new(
             Reason::ClientProtocolError,
             "no filter chain takes this protocol",
         )
     })?;
-    dispatch(worker, listener, chain, io, protocol, (Tls::Mtls, peer)).await
+    dispatch(context, chain, io, protocol, (Tls::Mtls, peer)).await
 }
 
 /// The TLS settings that all mTLS chains of the listener share, with all their protocols.
@@ -226,209 +356,64 @@ fn offered(listener: &LiveListener) -> DownstreamTls {
 }
 
 /// A connection without TLS: by the only chain there is, or by what is spoken.
-async fn plain(worker: &Arc<Worker>, listener: Arc<LiveListener>, io: Io) -> Result<(), Error> {
-    let of = |protocol| pick_chain(&listener, TransportProtocol::RawBuffer, protocol);
+async fn plain(context: &Context, io: Io) -> Result<(), Error> {
+    let listener = &context.listener;
+    let of = |protocol| pick_chain(listener, TransportProtocol::RawBuffer, protocol);
     let identity = (Tls::None, None);
-    match (of(AppProtocol::Http1), of(AppProtocol::Tcp)) {
-        (Some(http), Some(tcp)) if http == tcp => match &listener.chains[tcp] {
-            LiveFilter::Tcp(_) => {
-                dispatch(worker, listener, tcp, io, AppProtocol::Tcp, identity).await
+    let http = match (of(AppProtocol::Http1), of(AppProtocol::Tcp)) {
+        (Some(http), Some(tcp)) => match &listener.chains[tcp] {
+            LiveFilter::Tcp(_) if http == tcp => {
+                return dispatch(context, tcp, io, AppProtocol::Tcp, identity).await;
             }
-            LiveFilter::Http(_) | LiveFilter::Rds(_) => {
-                let (io, protocol) = unless_closing(worker, detect::http(io, tcp::IDLE)).await?;
-                dispatch(worker, listener, http, io, protocol, identity).await
+            LiveFilter::Tcp(backends) => {
+                let Some((io, protocol)) = opaque::race(context, io, backends).await? else {
+                    return Ok(());
+                };
+                return dispatch(context, http, io, protocol, identity).await;
             }
+            LiveFilter::Http(_) | LiveFilter::Rds(_) => http,
         },
-        (Some(http), Some(tcp)) => race(worker, listener, io, http, tcp).await,
-        (Some(http), None) => {
-            let (io, protocol) = unless_closing(worker, detect::http(io, tcp::IDLE)).await?;
-            dispatch(worker, listener, http, io, protocol, identity).await
+        (Some(http), None) => http,
+        (None, Some(tcp)) => {
+            return dispatch(context, tcp, io, AppProtocol::Tcp, identity).await;
         }
-        (None, Some(tcp)) => dispatch(worker, listener, tcp, io, AppProtocol::Tcp, identity).await,
-        (None, None) => Err(Error::new(
-            Reason::ClientProtocolError,
-            "no filter chain takes plaintext",
-        )),
-    }
-}
-
-/// Neither side has to begin: the client's bytes and the server's race. If the server is
-/// first, it is a server-first protocol and goes through as it is; if the client is, its
-/// bytes tell. Nobody waits for a timer.
-async fn race(
-    worker: &Arc<Worker>,
-    listener: Arc<LiveListener>,
-    mut io: Io,
-    http: usize,
-    tcp: usize,
-) -> Result<(), Error> {
-    let metrics = worker.shared.metrics.clone();
-    let port = port_of(&listener);
-    let mut seen = Vec::new();
-    let mut greeting = Vec::new();
-    let mut upstream: Option<Result<(Io, Pick, usize), Error>> = None;
-    let LiveFilter::Tcp(backends) = &listener.chains[tcp] else {
-        return Err(Error::new(Reason::Internal, "a TCP chain without backends"));
-    };
-    let mut opening: Pin<Box<dyn Future<Output = _> + Send + '_>> =
-        Box::pin(open(worker, backends));
-    let mut closing = std::pin::pin!(closing(worker));
-    let detected = loop {
-        match detect::classify(&seen) {
-            Detected::NeedMore => {}
-            detected => break detected,
-        }
-        tokio::select! {
-            read = io.read_more(&mut seen) => {
-                if read.map_or(true, |n| n == 0) {
-                    break Detected::Opaque;
-                }
-            }
-            opened = &mut opening, if upstream.is_none() => upstream = Some(opened),
-            () = first_of(&mut upstream, &mut greeting) => break Detected::Opaque,
-            error = &mut closing => return Err(error),
+        (None, None) => {
+            return Err(Error::new(
+                Reason::ClientProtocolError,
+                "no filter chain takes plaintext",
+            ));
         }
     };
-    let protocol = protocol_of(detected);
-    metrics.detection(&port, detection_name(protocol));
-    let io = io.rewind(seen.into());
-    if protocol != AppProtocol::Tcp {
-        drop(opening);
-        drop(upstream);
-        return dispatch(worker, listener, http, io, protocol, (Tls::None, None)).await;
-    }
-    let opened = match upstream {
-        Some(opened) => opened,
-        None => opening.await,
-    };
-    let (server, pick, index) = opened?;
-    relay(io, server.rewind(greeting.into()), pick, &backends[index]).await
-}
-
-/// Waits for the server's first bytes; pending while it is not known whether there is one.
-async fn first_of(upstream: &mut Option<Result<(Io, Pick, usize), Error>>, greeting: &mut Vec<u8>) {
-    match upstream {
-        // A server that closes or breaks off at once has spoken too: the client shall see it.
-        Some(Ok((server, ..))) => drop(server.read_more(greeting).await),
-        // A client of HTTP is told by an answer; one that waits for the server to begin
-        // shall not wait for ever.
-        Some(Err(_)) => tokio::time::sleep(UNREACHABLE).await,
-        None => std::future::pending().await,
-    }
+    let (io, protocol) = unless_closing(&context.worker, detect::http(io, tcp::IDLE)).await?;
+    dispatch(context, http, io, protocol, identity).await
 }
 
 /// Hands a connection to its chain.
-async fn dispatch(
-    worker: &Arc<Worker>,
-    listener: Arc<LiveListener>,
+pub(super) async fn dispatch(
+    context: &Context,
     chain: usize,
     io: Io,
     protocol: AppProtocol,
-    (tls, peer): (Tls, Option<weft_certs::spiffe::SpiffeId>),
+    (tls, peer): (Tls, Option<SpiffeId>),
 ) -> Result<(), Error> {
-    if let LiveFilter::Tcp(backends) = &listener.chains[chain] {
-        let (server, pick, index) = open(worker, backends).await?;
-        return relay(io, server, pick, &backends[index]).await;
+    if let LiveFilter::Tcp(backends) = &context.listener.chains[chain] {
+        return opaque::forward(context, io, backends).await;
     }
     let version = match protocol {
         AppProtocol::Http2 => HttpVersion::Http2,
         AppProtocol::Http1 | AppProtocol::Tcp => HttpVersion::Http1,
     };
-    let connection = Connection::new(worker.clone(), listener, chain, tls, peer);
+    let (worker, listener) = (context.worker.clone(), context.listener.clone());
+    let mut connection = Connection::new(worker, listener, chain, tls, peer);
+    connection.original = context.original;
+    connection.only_authority.clone_from(&context.authority);
+    connection.probes_only = context.probes_only;
     http::serve(Arc::new(connection), io, version).await;
     Ok(())
 }
 
-/// Opens a TCP connection to one of the backends by weight, on another endpoint if one
-/// cannot be reached.
-async fn open(worker: &Worker, backends: &[TcpBackend]) -> Result<(Io, Pick, usize), Error> {
-    let index = choose(worker, backends);
-    let backend = &backends[index];
-    let Some(cluster) = &backend.cluster else {
-        count_refused(backend, Reason::BackendMissing);
-        return Err(Error::new(
-            Reason::BackendMissing,
-            "the backend does not exist",
-        ));
-    };
-    let mut tried = Vec::new();
-    let mut last = None;
-    while tried.len() < MAX_ATTEMPTS {
-        let Some(pick) = cluster.pick(&tried, &worker.rng) else {
-            break;
-        };
-        let started = tokio::time::Instant::now();
-        match worker
-            .connector
-            .connect(&pick.endpoint.dest, AppProtocol::Tcp)
-            .await
-        {
-            Ok(io) => {
-                pick.answered(started.elapsed());
-                return Ok((io, pick, index));
-            }
-            Err(error) => {
-                pick.failed();
-                tried.push(pick.endpoint.dest.address);
-                last = Some(error);
-            }
-        }
-    }
-    let error = last.unwrap_or_else(|| {
-        Error::new(
-            Reason::NoEndpoints,
-            format!("{} has no endpoint", cluster.config.name),
-        )
-    });
-    count_refused(backend, error.reason);
-    tracing::info!(%error, cluster = %cluster.config.name, "TCP connection refused");
-    Err(error)
-}
-
-/// Index of a backend by the weights of the configuration.
-fn choose(worker: &Worker, backends: &[TcpBackend]) -> usize {
-    let total: u64 = backends
-        .iter()
-        .map(|backend| u64::from(backend.weight))
-        .sum();
-    let mut at = worker.rng.next() % total.max(1);
-    for (index, backend) in backends.iter().enumerate() {
-        let weight = u64::from(backend.weight);
-        if at < weight {
-            return index;
-        }
-        at -= weight;
-    }
-    0
-}
-
-fn count_refused(backend: &TcpBackend, reason: Reason) {
-    backend.metrics.opened();
-    backend.metrics.closed(reason);
-}
-
-async fn relay(
-    mut client: Io,
-    mut server: Io,
-    pick: Pick,
-    backend: &TcpBackend,
-) -> Result<(), Error> {
-    let metrics = &backend.metrics;
-    metrics.opened();
-    let end = tcp::copy(
-        &mut client,
-        &mut server,
-        backend.idle_timeout,
-        Some(metrics),
-    )
-    .await;
-    metrics.closed(end.reason.unwrap_or(Reason::None));
-    drop(pick);
-    Ok(())
-}
-
 /// The most specific chain for a connection; Envoy's order: transport, then application.
-fn pick_chain(
+pub(super) fn pick_chain(
     listener: &LiveListener,
     transport: TransportProtocol,
     protocol: AppProtocol,
@@ -466,47 +451,10 @@ fn serves(filter: &Filter, protocol: AppProtocol) -> bool {
     }
 }
 
-fn protocol_of(detected: Detected) -> AppProtocol {
+pub(super) fn protocol_of(detected: Detected) -> AppProtocol {
     match detected {
         Detected::Http1 => AppProtocol::Http1,
         Detected::Http2 => AppProtocol::Http2,
         Detected::Tls | Detected::Opaque | Detected::NeedMore => AppProtocol::Tcp,
-    }
-}
-
-fn detection_name(protocol: AppProtocol) -> &'static str {
-    match protocol {
-        AppProtocol::Http1 => "http1",
-        AppProtocol::Http2 => "http2",
-        AppProtocol::Tcp => "opaque",
-    }
-}
-
-fn port_of(listener: &LiveListener) -> String {
-    listener
-        .config
-        .port
-        .unwrap_or_else(|| listener.config.address.port())
-        .to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use tokio::time::timeout;
-
-    use super::{UNREACHABLE, first_of};
-    use crate::error::{Error, Reason};
-
-    #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_ever_for_a_server_that_is_not_there() {
-        let mut greeting = Vec::new();
-        let mut unknown = None;
-        let unknown = first_of(&mut unknown, &mut greeting);
-        assert!(timeout(Duration::from_secs(60), unknown).await.is_err());
-        let mut refused = Some(Err(Error::new(Reason::ConnectRefused, "")));
-        let refused = first_of(&mut refused, &mut greeting);
-        assert!(timeout(2 * UNREACHABLE, refused).await.is_ok());
     }
 }

@@ -1,6 +1,8 @@
 //! Accepting connections and handing each to the chain that serves it.
 
+mod captured;
 mod connection;
+mod opaque;
 mod socket;
 
 use std::{sync::Arc, time::Duration};

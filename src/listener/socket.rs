@@ -1,10 +1,73 @@
-//! Listening sockets.
+//! Listening sockets, and where a connection was meant to go.
 
 use std::{io, net::SocketAddr};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::TcpStream;
+
+use crate::config::Arrival;
 
 const BACKLOG: i32 = 1024;
+
+/// How one connection came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrived {
+    /// The client connected to this socket's address.
+    Here,
+    /// The kernel changed its destination (REDIRECT); it was this.
+    Redirected(SocketAddr),
+    /// The kernel gave it to us as it is (TPROXY): our address on it is what it was made to.
+    Transparently(SocketAddr),
+}
+
+/// Tells how a connection came to a socket of port `port`. An IPv4 address in IPv6 clothes
+/// counts as IPv4.
+pub(super) fn arrived(tcp: &TcpStream, arrival: Arrival, port: u16) -> Arrived {
+    if !arrival.is_captured() {
+        return Arrived::Here;
+    }
+    let Ok(local) = tcp.local_addr().map(plain) else {
+        return Arrived::Here;
+    };
+    let socket = SockRef::from(tcp);
+    let original = match local {
+        SocketAddr::V4(_) => socket.original_dst_v4(),
+        SocketAddr::V6(_) => socket.original_dst_v6(),
+    };
+    match original.ok().and_then(|a| a.as_socket()).map(plain) {
+        Some(original) if original != local => Arrived::Redirected(original),
+        _ if arrival == Arrival::Transparent && local.port() != port => {
+            Arrived::Transparently(local)
+        }
+        _ => Arrived::Here,
+    }
+}
+
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Opens listening sockets for a configured listener's address, as [`bind`] does, with what
+/// its kind of arrival needs.
+///
+/// # Errors
+/// As [`bind`]; a transparent socket needs CAP_NET_RAW or CAP_NET_ADMIN.
+pub fn bind_for(
+    address: SocketAddr,
+    arrival: Arrival,
+    workers: usize,
+) -> Result<Vec<std::net::TcpListener>, String> {
+    (0..workers)
+        .map(|_| one(address, arrival, workers > 1).map_err(|error| explain(address, &error)))
+        .collect()
+}
+
+/// Whether an address cannot be listened on because the machine has no such address family:
+/// IPv6 that is switched off.
+#[must_use]
+pub fn is_without_family(address: SocketAddr) -> bool {
+    address.is_ipv6() && std::net::UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0)).is_err()
+}
 
 /// Opens one listening socket, or one for each worker when there are several (the kernel
 /// spreads connections over them).
@@ -12,12 +75,10 @@ const BACKLOG: i32 = 1024;
 /// # Errors
 /// When the address cannot be bound; the text names it.
 pub fn bind(address: SocketAddr, workers: usize) -> Result<Vec<std::net::TcpListener>, String> {
-    (0..workers)
-        .map(|_| one(address, workers > 1).map_err(|error| explain(address, &error)))
-        .collect()
+    bind_for(address, Arrival::Direct, workers)
 }
 
-fn one(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+fn one(address: SocketAddr, arrival: Arrival, shared: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -27,6 +88,16 @@ fn one(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
+    if address.is_ipv6() {
+        // IPv4 has a socket of its own.
+        socket.set_only_v6(true)?;
+    }
+    if arrival == Arrival::Transparent {
+        match address {
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
 };
@@ -16,8 +17,8 @@ use super::{
 use crate::{
     cluster::Cluster,
     config::{
-        ClusterConfig, ClusterType, Direction, Endpoints, Filter, Listener, RouteAction,
-        RouteSource, RouteTable, TcpConfig, Value, VirtualHost, WeightedClusters,
+        Arrival, ClusterConfig, ClusterType, Direction, Endpoints, Filter, Listener, PortProtocol,
+        RouteAction, RouteSource, RouteTable, TcpConfig, Value, VirtualHost, WeightedClusters,
     },
     telemetry::{Metrics, Side, Tls},
 };
@@ -26,6 +27,9 @@ use crate::{
 const UNUSED: Duration = Duration::from_secs(600);
 /// Looked-up authorities at one time; more are refused until some are given up.
 const MAX_HOSTS: usize = 4096;
+
+/// A captured connection without a byte in this time is closed.
+const IDLE: Option<Duration> = Some(Duration::from_secs(3600));
 
 /// Resource names to be subscribed to, by kind.
 pub type Wanted = BTreeSet<(Kind, Arc<str>)>;
@@ -176,7 +180,12 @@ impl Linker {
         self.live.listeners = self.link_listeners();
         let wanted = self.wanted();
         self.forget_unwanted(&wanted);
+        let handed_over =
+            |listener: &&Arc<LiveListener>| listener.config.arrival == Arrival::HandedOver;
         let snapshot = Snapshot {
+            handed_over: (self.live.listeners.values().filter(handed_over))
+                .map(|listener| (listener.config.address.port(), listener.clone()))
+                .collect(),
             listeners: self.live.listeners.clone(),
             tables: self.live.tables.clone(),
             hosts: self.live.hosts.clone(),
@@ -211,6 +220,9 @@ impl Linker {
                 (_, Some(live)) => Some(live.clone()),
                 (ClusterType::Static(endpoints), None) => {
                     Some(self.new_cluster(config, endpoints, live))
+                }
+                (ClusterType::Original | ClusterType::Dns { .. }, None) => {
+                    Some(self.new_cluster(config, &Endpoints::default(), live))
                 }
                 (ClusterType::Eds(eds), None) => match self.endpoints.get(eds) {
                     Some(Known::Here(endpoints)) => Some(self.new_cluster(config, endpoints, live)),
@@ -277,7 +289,9 @@ impl Linker {
                 Some(Known::Absent) => Some(None),
                 Some(Known::Here(config)) if self.resolved(clusters_of(config)) => {
                     let previous = live.and_then(Option::as_ref);
-                    Some(Some(self.link_host(config, Side::Client, previous)))
+                    let captured = is_address(name).then_some(&**config);
+                    let tcp = captured.map_or_else(Vec::new, |config| self.captured_tcp(config));
+                    Some(Some(self.link_host(config, Side::Client, tcp, previous)))
                 }
                 // Not here yet: what was linked before stays in force.
                 _ => live.cloned(),
@@ -293,6 +307,7 @@ impl Linker {
         &self,
         config: &Arc<VirtualHost>,
         side: Side,
+        tcp: Vec<TcpBackend>,
         previous: Option<&Arc<LiveHost>>,
     ) -> Arc<LiveHost> {
         let (service, namespace) = service_of(config);
@@ -321,11 +336,40 @@ impl Linker {
         });
         let last_used = AtomicU32::new(previous.map_or(0, |host| host.last_used()));
         Arc::new(LiveHost {
+            tcp,
             config: config.clone(),
             routes,
             unrouted,
             last_used,
         })
+    }
+
+    /// The backends of a virtual host's CONNECT route, for connections that carry bytes.
+    fn captured_tcp(&self, config: &VirtualHost) -> Vec<TcpBackend> {
+        if config.protocol == PortProtocol::Http {
+            return Vec::new();
+        }
+        let connect = config.routes.iter().find_map(|route| match &route.action {
+            RouteAction::Forward(forward) if forward.terminate_connect => Some(forward),
+            _ => None,
+        });
+        let Some(forward) = connect else {
+            return Vec::new();
+        };
+        self.backends(&forward.clusters, |_, _| None)
+            .into_iter()
+            .zip(&forward.clusters.clusters)
+            .map(|(backend, entry)| {
+                let tls = backend.cluster.as_ref().map_or(Tls::None, |c| c.tls());
+                let target = client_target(&backend);
+                TcpBackend {
+                    metrics: self.metrics.connections(Side::Client, &target, tls),
+                    cluster: backend.cluster,
+                    weight: entry.weight,
+                    idle_timeout: IDLE,
+                }
+            })
+            .collect()
     }
 
     fn backends<M>(&self, weighted: &WeightedClusters, metrics: M) -> Vec<Backend>
@@ -363,7 +407,7 @@ impl Linker {
         let hosts: Vec<_> = config
             .virtual_hosts
             .iter()
-            .map(|host| self.link_host(host, side, before(host)))
+            .map(|host| self.link_host(host, side, Vec::new(), before(host)))
             .collect();
         if let Some(previous) = previous
             && previous.config == *config
@@ -465,12 +509,9 @@ impl Linker {
             .into_iter()
             .zip(&tcp.clusters.clusters)
             .map(|(backend, entry)| {
-                let target = match (side, &backend.cluster) {
-                    (Side::Client, Some(cluster)) => {
-                        format!("{}.{}", cluster.config.service, cluster.config.namespace)
-                    }
-                    (Side::Client, None) => backend.name.to_string(),
-                    (Side::Server, _) => listener
+                let target = match side {
+                    Side::Client => client_target(&backend),
+                    Side::Server => listener
                         .port
                         .map(|port| port.to_string())
                         .unwrap_or_default(),
@@ -561,6 +602,25 @@ impl Linker {
         self.live
             .clusters
             .retain(|name, _| wants(Kind::Cluster)(name));
+    }
+}
+
+/// Whether a VHDS name asks for an address, as captured connections do.
+fn is_address(name: &str) -> bool {
+    let authority = name
+        .split_once('/')
+        .map_or(name, |(_, authority)| authority);
+    authority.parse::<SocketAddr>().is_ok()
+}
+
+/// The metric label of where a client's TCP connection goes.
+fn client_target(backend: &Backend) -> String {
+    match &backend.cluster {
+        Some(cluster) if !cluster.config.namespace.is_empty() => {
+            format!("{}.{}", cluster.config.service, cluster.config.namespace)
+        }
+        Some(cluster) => cluster.config.service.to_string(),
+        None => backend.name.to_string(),
     }
 }
 

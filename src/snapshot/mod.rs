@@ -29,6 +29,8 @@ use crate::{
 pub struct Snapshot {
     /// By resource name.
     pub listeners: HashMap<Arc<str>, Arc<LiveListener>>,
+    /// Listeners without a socket of their own, by port.
+    handed_over: HashMap<u16, Arc<LiveListener>>,
     /// Route tables from RDS.
     pub tables: HashMap<Arc<str>, Arc<LiveTable>>,
     /// Looked-up authorities, by their VHDS name; `None` is known not to exist.
@@ -44,6 +46,14 @@ pub struct LiveListener {
     pub config: Arc<Listener>,
     /// One for each chain of the configuration.
     pub chains: Vec<LiveFilter>,
+}
+
+impl Snapshot {
+    /// The listener that takes captured connections for a port of the application.
+    #[must_use]
+    pub fn handed_over(&self, port: u16) -> Option<&Arc<LiveListener>> {
+        self.handed_over.get(&port)
+    }
 }
 
 impl LiveListener {
@@ -88,6 +98,8 @@ pub struct LiveHost {
     pub config: Arc<VirtualHost>,
     /// One for each route of the configuration.
     pub routes: Vec<Vec<Backend>>,
+    /// Where captured TCP connections go: the backends of the CONNECT route.
+    pub tcp: Vec<TcpBackend>,
     /// Where requests are counted that match no route, or that need no backend.
     pub unrouted: Option<Arc<RouteMetrics>>,
     /// Seconds since the start of the process, at the last request.

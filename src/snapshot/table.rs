@@ -103,7 +103,7 @@ mod tests {
 
     use super::{LiveTable, normalize};
     use crate::{
-        config::{Domain, RouteTable, VirtualHost},
+        config::{Domain, PortProtocol, RouteTable, VirtualHost},
         snapshot::LiveHost,
     };
 
@@ -137,11 +137,14 @@ mod tests {
                     name: name.into(),
                     domains: vec![domain],
                     routes: vec![],
+                    protocol: PortProtocol::Detected,
+                    addresses: None,
                     warnings: vec![],
                 };
                 Arc::new(LiveHost {
                     config: Arc::new(config),
                     routes: vec![],
+                    tcp: Vec::new(),
                     unrouted: None,
                     last_used: AtomicU32::new(0),
                 })

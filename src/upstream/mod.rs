@@ -4,6 +4,6 @@ mod connect;
 mod pool;
 mod send;
 
-pub use connect::{Connector, Dest, TlsTarget};
+pub use connect::{Connector, Dest, TlsTarget, own_source};
 pub use pool::{Lease, Pool};
 pub use send::{Protocol, reason_of, send, target};

@@ -287,6 +287,7 @@ mod tests {
         });
         Dest {
             address,
+            source: None,
             tls: None,
             timeout: Duration::from_secs(5),
         }

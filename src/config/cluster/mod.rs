@@ -63,6 +63,15 @@ pub enum ClusterType {
     Eds(Arc<str>),
     /// `STATIC`, with the assignment inline.
     Static(Endpoints),
+    /// `ORIGINAL_DST`: where the client's connection was meant to go.
+    Original,
+    /// `LOGICAL_DNS`: the addresses of a name, by the sidecar's own resolver.
+    Dns {
+        /// The name.
+        host: Arc<str>,
+        /// The port of all addresses.
+        port: u16,
+    },
 }
 
 /// How an endpoint is chosen.
@@ -234,11 +243,23 @@ impl ClusterType {
                 }
                 Some(Self::Static(endpoints))
             }
+            Some(DiscoveryType::OriginalDst) => {
+                p.unsupported(from.load_assignment.is_some(), "load_assignment");
+                Some(Self::Original)
+            }
+            Some(DiscoveryType::LogicalDns) => {
+                let named = p.at("load_assignment", |p| {
+                    endpoint::read_name(p, from.load_assignment.as_ref())
+                });
+                named.map(|(host, port)| Self::Dns { host, port })
+            }
             other => {
                 let found = other.map_or("cluster_type", |kind| kind.as_str_name());
                 p.reject(
                     "type",
-                    format_args!("{found} is not supported; use EDS or STATIC"),
+                    format_args!(
+                        "{found} is not supported; use EDS, STATIC, ORIGINAL_DST or LOGICAL_DNS"
+                    ),
                 );
                 None
             }
@@ -256,6 +277,8 @@ impl LoadBalancing {
             Ok(LbPolicy::RoundRobin) => Some(Self::RoundRobin),
             Ok(LbPolicy::LeastRequest) => Some(Self::LeastRequest),
             Ok(LbPolicy::Random) => Some(Self::Random),
+            // There is one endpoint: the original destination.
+            Ok(LbPolicy::ClusterProvided) => Some(Self::RoundRobin),
             other => {
                 let found = other.map_or("this policy", |policy| policy.as_str_name());
                 p.reject(

@@ -18,8 +18,10 @@ use weft_api::{
                 },
                 tcp_proxy::v3::{TcpProxy, tcp_proxy},
             },
+            udp::dns_filter::v3::DnsFilterConfig,
         },
     },
+    google::protobuf::BoolValue,
 };
 
 use super::{
@@ -44,6 +46,10 @@ pub struct Listener {
     pub name: Arc<str>,
     /// Where it listens.
     pub address: SocketAddr,
+    /// `additional_addresses`: it listens there too, if the machine has that address family.
+    pub additional: Vec<SocketAddr>,
+    /// How connections get here.
+    pub arrival: Arrival,
     /// `traffic_direction`.
     pub direction: Direction,
     /// Metadata `port`: the application's port (inbound) or the service port (outbound).
@@ -52,8 +58,43 @@ pub struct Listener {
     pub service: Option<(Arc<str>, Arc<str>)>,
     /// The chains, most specific match wins as in Envoy.
     pub chains: Vec<FilterChain>,
+    /// It serves DNS and has no chains.
+    pub dns: Option<DnsConfig>,
     /// Fields that were set and have no effect.
     pub warnings: Vec<String>,
+}
+
+/// How connections reach a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// Clients connect to its address.
+    Direct,
+    /// `use_original_dst`: clients connected to other addresses and the kernel led them here;
+    /// those for the port of a [`Self::HandedOver`] listener are handed over to it.
+    Redirected,
+    /// The same with `transparent`: the socket has the original destination as its own
+    /// address, and the application shall see the client's address.
+    Transparent,
+    /// `bind_to_port: false`: it has no socket and gets its port's connections from a
+    /// redirected one.
+    HandedOver,
+}
+
+impl Arrival {
+    /// Whether the kernel leads connections here that were meant for other addresses.
+    #[must_use]
+    pub const fn is_captured(self) -> bool {
+        matches!(self, Self::Redirected | Self::Transparent)
+    }
+}
+
+/// A UDP listener with `envoy.filters.udp.dns_filter`: names of the mesh, and the rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Metadata `cluster_domain`, as in `cluster.local`.
+    pub cluster_domain: Arc<str>,
+    /// Metadata `external`: names outside of the mesh that it has an address for.
+    pub external: Vec<Arc<str>>,
 }
 
 /// One way to treat a connection.
@@ -198,10 +239,22 @@ pub(super) fn read(p: &mut Problems, name: &str, from: &pb::Listener) -> Option<
             None
         }
     };
-    for (index, filter) in from.listener_filters.iter().enumerate() {
-        p.at(format_args!("listener_filters[{index}]"), |p| {
-            listener_filter(p, filter)
-        });
+    let additional = each(
+        p,
+        "additional_addresses",
+        &from.additional_addresses,
+        |p, a| {
+            p.unsupported(a.socket_options.is_some(), "socket_options");
+            p.address("address", a.address.as_ref())
+        },
+    );
+    let dns = DnsConfig::read(p, from);
+    if dns.is_none() {
+        for (index, filter) in from.listener_filters.iter().enumerate() {
+            p.at(format_args!("listener_filters[{index}]"), |p| {
+                listener_filter(p, filter)
+            });
+        }
     }
     let mut chains = each(p, "filter_chains", &from.filter_chains, read_chain);
     if let Some(chain) = &from.default_filter_chain {
@@ -216,37 +269,33 @@ pub(super) fn read(p: &mut Problems, name: &str, from: &pb::Listener) -> Option<
             chains.extend(read_chain(p, chain));
         });
     }
-    if from.filter_chains.is_empty() && from.default_filter_chain.is_none() {
-        p.reject("filter_chains", "must have at least one");
+    match (&dns, chains.is_empty()) {
+        (Some(_), false) => p.reject("filter_chains", "must be empty where DNS is served"),
+        (None, true) if from.filter_chains.is_empty() && from.default_filter_chain.is_none() => {
+            p.reject("filter_chains", "must have at least one");
+        }
+        _ => {}
     }
     distinct(p, &chains);
     Some(Listener {
         name,
         address: address?,
+        additional,
+        arrival: Arrival::read(p, from),
         direction: direction?,
         port,
         service,
         chains,
+        dns,
         warnings: Vec::new(),
     })
 }
 
 #[allow(deprecated)] // Deprecated fields that a sender may still set.
 fn extras(p: &mut Problems, from: &pb::Listener) {
-    p.unsupported(
-        !from.additional_addresses.is_empty(),
-        "additional_addresses",
-    );
     p.unsupported(from.fcds_config.is_some(), "fcds_config");
     p.unsupported(from.filter_chain_matcher.is_some(), "filter_chain_matcher");
-    p.unsupported(
-        from.use_original_dst.is_some_and(|b| b.value),
-        "use_original_dst",
-    );
-    p.unsupported(from.transparent.is_some_and(|b| b.value), "transparent");
-    p.unsupported(from.bind_to_port.is_some_and(|b| !b.value), "bind_to_port");
     p.unsupported(from.deprecated_v1.is_some(), "deprecated_v1");
-    p.unsupported(from.udp_listener_config.is_some(), "udp_listener_config");
     p.unsupported(from.api_listener.is_some(), "api_listener");
     p.unsupported(from.listener_specifier.is_some(), "internal_listener");
     p.ignored(from.freebind.is_some_and(|b| b.value), "freebind");
@@ -254,6 +303,60 @@ fn extras(p: &mut Problems, from: &pb::Listener) {
     p.ignored(!from.access_log.is_empty(), "access_log");
     p.ignored(from.enable_mptcp, "enable_mptcp");
     p.ignored(from.tcp_keepalive.is_some(), "tcp_keepalive");
+}
+
+impl Arrival {
+    fn read(p: &mut Problems, from: &pb::Listener) -> Self {
+        let set = |value: &Option<BoolValue>| value.as_ref().is_some_and(|b| b.value);
+        let bound = from.bind_to_port.as_ref().is_none_or(|b| b.value);
+        match (bound, set(&from.use_original_dst), set(&from.transparent)) {
+            (true, false, false) => Self::Direct,
+            (true, true, false) => Self::Redirected,
+            (true, true, true) => Self::Transparent,
+            (false, false, false) => Self::HandedOver,
+            (true, false, true) => {
+                p.reject("transparent", "needs use_original_dst");
+                Self::Direct
+            }
+            (false, ..) => {
+                p.reject(
+                    "bind_to_port",
+                    "must not be false with use_original_dst or transparent",
+                );
+                Self::HandedOver
+            }
+        }
+    }
+}
+
+impl DnsConfig {
+    fn read(p: &mut Problems, from: &pb::Listener) -> Option<Self> {
+        let metadata = from.metadata.as_ref();
+        let is_dns = |filter: &pb::ListenerFilter| {
+            matches!(&filter.config_type, Some(listener_filter::ConfigType::TypedConfig(config))
+                if any::holds::<DnsFilterConfig>(config))
+        };
+        match (
+            from.udp_listener_config.is_some(),
+            from.listener_filters.as_slice(),
+        ) {
+            (false, _) => None,
+            (true, [filter]) if is_dns(filter) => Some(Self {
+                cluster_domain: p
+                    .metadata_string(metadata, "cluster_domain")
+                    .unwrap_or("cluster.local")
+                    .into(),
+                external: p.metadata_strings(metadata, "external"),
+            }),
+            (true, _) => {
+                p.reject(
+                    "udp_listener_config",
+                    "is for DNS only: the one listener filter must be DnsFilterConfig",
+                );
+                None
+            }
+        }
+    }
 }
 
 fn listener_filter(p: &mut Problems, from: &pb::ListenerFilter) {

@@ -221,6 +221,8 @@ fn the_outbound_listener() {
     let expect = Listener {
         name: "outbound".into(),
         address: "127.0.0.1:15001".parse().expect("address"),
+        additional: Vec::new(),
+        arrival: Arrival::Direct,
         direction: Direction::Outbound,
         port: None,
         service: None,
@@ -234,6 +236,7 @@ fn the_outbound_listener() {
                 idle_timeout: Some(Duration::from_secs(3600)),
             }),
         }],
+        dns: None,
         warnings: Vec::new(),
     };
     assert_eq!(*parsed(&message), expect);

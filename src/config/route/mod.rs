@@ -3,12 +3,16 @@
 mod action;
 mod headers;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use regex::Regex;
-use weft_api::{any, envoy::config::route::v3 as pb, google::protobuf::Any};
+use weft_api::{
+    any,
+    envoy::config::{core::v3::Metadata, route::v3 as pb},
+    google::protobuf::Any,
+};
 
 pub(super) use headers::HeaderMutations;
 use headers::{mutations, outer_mutations};
@@ -40,8 +44,33 @@ pub struct VirtualHost {
     pub domains: Vec<Domain>,
     /// In order; the first match wins.
     pub routes: Vec<Route>,
+    /// Metadata `protocol`: what the port was declared to speak.
+    pub protocol: PortProtocol,
+    /// Metadata `addresses` and `ttl`: what a DNS name stands for.
+    pub addresses: Option<Addresses>,
     /// Fields that were set and have no effect; of a host in a table, the table has them.
     pub warnings: Vec<String>,
+}
+
+/// What a service's port was declared to speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PortProtocol {
+    /// Nothing was declared: each connection tells.
+    #[default]
+    Detected,
+    /// `http`, `http2`, `grpc`.
+    Http,
+    /// `tcp`: bytes.
+    Tcp,
+}
+
+/// The answer to a DNS query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// IPv4 and IPv6.
+    pub addresses: Arc<[IpAddr]>,
+    /// How long it may be kept, in seconds.
+    pub ttl: u32,
 }
 
 /// One entry of `VirtualHost.domains`, lower case.
@@ -464,12 +493,51 @@ fn read_host_in(
     );
     outer.response.splice(..0, response);
     let routes = each(p, "routes", &from.routes, |p, r| Route::read(p, r, &outer));
+    let metadata = from.metadata.as_ref();
     Some(VirtualHost {
+        protocol: PortProtocol::read(p, metadata),
+        addresses: Addresses::read(p, metadata),
         name: name?,
         domains,
         routes,
         warnings: Vec::new(),
     })
+}
+
+impl PortProtocol {
+    fn read(p: &mut Problems, from: Option<&Metadata>) -> Self {
+        match p.metadata_string(from, "protocol") {
+            None | Some("") => Self::Detected,
+            Some("http" | "http2" | "grpc") => Self::Http,
+            Some("tcp") => Self::Tcp,
+            Some(other) => {
+                let words = format_args!("{other:?} must be http, http2, grpc, tcp or empty");
+                p.reject("metadata[weft.dev].protocol", words);
+                Self::Detected
+            }
+        }
+    }
+}
+
+impl Addresses {
+    fn read(p: &mut Problems, from: Option<&Metadata>) -> Option<Self> {
+        let texts = p.metadata_strings(from, "addresses");
+        let ttl = p.metadata_seconds(from, "ttl")?;
+        let mut addresses = Vec::with_capacity(texts.len());
+        for text in texts {
+            match text.parse() {
+                Ok(address) => addresses.push(address),
+                Err(_) => p.reject(
+                    "metadata[weft.dev].addresses",
+                    format_args!("{text:?} is no IP address"),
+                ),
+            }
+        }
+        Some(Self {
+            addresses: addresses.into(),
+            ttl,
+        })
+    }
 }
 
 #[allow(deprecated)] // Deprecated fields that a sender may still set.

@@ -1,0 +1,104 @@
+//! Calls of the application that the kernel led here: the address that they were made to tells
+//! the destination, whatever is said on them.
+
+use std::net::SocketAddr;
+
+use tokio::net::TcpStream;
+
+use super::{
+    connection::{Context, dispatch, pick_chain, refuse, unless_closing},
+    opaque,
+};
+use crate::{
+    cluster::Original,
+    config::{AppProtocol, Filter, PortProtocol, RouteSource, TransportProtocol},
+    detect,
+    error::{Error, Reason},
+    snapshot::{LiveFilter, LiveHost, LiveListener},
+    tcp,
+    telemetry::Tls,
+    worker::Found,
+};
+
+/// Serves a connection that was made to `destination`.
+pub(super) async fn serve(
+    mut context: Context,
+    tcp: TcpStream,
+    destination: SocketAddr,
+) -> Result<(), Error> {
+    context.original = Some(Original {
+        destination,
+        source: None,
+    });
+    let name = format!("{}/{destination}", table_of(&context.listener));
+    match context.worker.shared.look_up(&name).await {
+        Some(Found::Host(host)) => {
+            context.authority = Some(destination.to_string().into());
+            service(&context, tcp, &host).await
+        }
+        found => {
+            let denied = match found {
+                Some(_) => Reason::UnknownDestination,
+                None => Reason::NotReady,
+            };
+            elsewhere(&context, tcp, denied).await
+        }
+    }
+}
+
+/// To a service or a workload of the mesh.
+async fn service(context: &Context, tcp: TcpStream, host: &LiveHost) -> Result<(), Error> {
+    let (io, protocol) = match host.config.protocol {
+        PortProtocol::Tcp => return opaque::forward(context, tcp.into(), &host.tcp).await,
+        PortProtocol::Http => {
+            unless_closing(&context.worker, detect::http(tcp.into(), tcp::IDLE)).await?
+        }
+        PortProtocol::Detected => {
+            let Some(http) = opaque::race(context, tcp.into(), &host.tcp).await? else {
+                return Ok(());
+            };
+            http
+        }
+    };
+    let Some(chain) = pick_chain(
+        &context.listener,
+        TransportProtocol::RawBuffer,
+        AppProtocol::Http1,
+    ) else {
+        return Err(Error::new(
+            Reason::Internal,
+            "the listener of captured calls has no chain for HTTP",
+        ));
+    };
+    dispatch(context, chain, io, protocol, (Tls::None, None)).await
+}
+
+/// To an address that is no service: as it is, if the mesh lets it.
+async fn elsewhere(context: &Context, tcp: TcpStream, denied: Reason) -> Result<(), Error> {
+    let listener = &context.listener;
+    let chain = pick_chain(listener, TransportProtocol::RawBuffer, AppProtocol::Tcp);
+    match chain.map(|chain| &listener.chains[chain]) {
+        Some(LiveFilter::Tcp(backends)) => opaque::forward(context, tcp.into(), backends).await,
+        _ => {
+            tracing::info!(
+                reason = denied.slug(),
+                destination = ?context.original.map(|original| original.destination),
+                "call refused"
+            );
+            refuse(context, tcp, denied).await
+        }
+    }
+}
+
+/// The route table whose destinations are looked up by name.
+fn table_of(listener: &LiveListener) -> &str {
+    let mut filters = listener.config.chains.iter().map(|chain| &chain.filter);
+    let table = filters.find_map(|filter| match filter {
+        Filter::Http(http) => match &http.routes {
+            RouteSource::Rds(name) => Some(&**name),
+            RouteSource::Inline(table) => Some(&*table.name),
+        },
+        Filter::Tcp(_) => None,
+    });
+    table.unwrap_or("outbound")
+}

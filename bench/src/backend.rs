@@ -1,6 +1,6 @@
 //! The hidden subcommand `backend`: the application behind every proxy. HTTP/1.1 and HTTP/2
 //! without TLS on one port: 100 bytes on any path, a store of accounts under `/accounts/`,
-//! a WebSocket echo, a gRPC echo for all methods (unary and streaming are the same to it).
+//! the caller's address at `/peer`, a WebSocket echo, a gRPC echo for all methods (unary and streaming are the same to it).
 //! With `--tcp` also a line protocol in which the server speaks first.
 
 use std::collections::BTreeMap;
@@ -71,9 +71,12 @@ async fn serve_http(stream: TcpStream, app: Arc<App>) {
     let Some(protocol) = accept::protocol(&stream).await else {
         return;
     };
+    let Ok(peer) = stream.peer_addr() else {
+        return;
+    };
     let service = service_fn(move |request| {
         let app = app.clone();
-        async move { Ok::<_, Infallible>(answer(&app, request).await) }
+        async move { Ok::<_, Infallible>(answer(&app, peer, request).await) }
     });
     let io = TokioIo::new(stream);
     // How a connection ends is the business of whoever is measured.
@@ -94,7 +97,7 @@ async fn serve_http(stream: TcpStream, app: Arc<App>) {
     };
 }
 
-async fn answer(app: &App, request: Request<Incoming>) -> Response<Body> {
+async fn answer(app: &App, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
     let mut response = if is_grpc(request.headers()) {
         grpc_echo(request.into_body())
     } else if let Some(id) = request.uri().path().strip_prefix("/accounts/") {
@@ -106,6 +109,8 @@ async fn answer(app: &App, request: Request<Incoming>) -> Response<Body> {
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
     {
         websocket(request)
+    } else if request.uri().path() == "/peer" {
+        full(StatusCode::OK, peer.ip().to_canonical().to_string())
     } else {
         full(StatusCode::OK, Bytes::from_static(&[b'x'; 100]))
     };

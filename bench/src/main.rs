@@ -10,7 +10,9 @@ mod compare;
 mod error;
 mod floor;
 mod load;
+mod netns;
 mod pki;
+mod pods;
 mod process;
 mod procfs;
 mod verify;
@@ -40,7 +42,7 @@ struct Cli {
 enum Command {
     /// Measure the cost of two hops beside other proxies, in interleaved rounds
     Compare(compare::Options),
-    /// Check what the mesh promises, with real processes on loopback
+    /// Check what the mesh promises, with real processes
     Verify(verify::Options),
     #[command(hide = true)]
     Backend(backend::Options),

@@ -17,6 +17,8 @@ use crate::process::{Process, Spec, free_address};
 
 /// How long a program may take to become ready.
 const READY: Duration = Duration::from_secs(20);
+/// How long a response may take.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Where Weft's programs are.
 #[derive(Debug, Clone, Args)]
@@ -225,20 +227,35 @@ pub(crate) struct Reply {
     pub(crate) body: String,
 }
 
-/// Sends a request on a connection of its own and reads until the response is complete.
-pub(crate) async fn exchange(address: SocketAddr, request: &[u8]) -> Result<Reply> {
-    timeout(
-        Duration::from_secs(10),
-        exchange_unbounded(address, request),
-    )
-    .await
-    .context(format!("{address} did not answer in 10 s"))?
+impl Reply {
+    /// Status, reason and body in one line.
+    pub(crate) fn line(&self) -> String {
+        format!("{} {} {}", self.status, self.reason, self.body.trim())
+    }
 }
 
-async fn exchange_unbounded(address: SocketAddr, request: &[u8]) -> Result<Reply> {
-    let mut stream = TcpStream::connect(address)
+/// Sends a request on a connection of its own and reads until the response is complete.
+pub(crate) async fn exchange(address: SocketAddr, request: &[u8]) -> Result<Reply> {
+    let stream = timeout(ANSWER, TcpStream::connect(address))
         .await
+        .context(format!("{address} did not accept a connection"))?
         .context(format!("connect to {address}"))?;
+    exchange_on(stream, request).await
+}
+
+/// Sends a request on a new connection and reads until the response is complete.
+pub(crate) async fn exchange_on(stream: TcpStream, request: &[u8]) -> Result<Reply> {
+    let peer = stream.peer_addr().context("the connection")?;
+    timeout(ANSWER, exchange_unbounded(stream, peer, request))
+        .await
+        .context(format!("{peer} did not answer in {ANSWER:?}"))?
+}
+
+async fn exchange_unbounded(
+    mut stream: TcpStream,
+    address: SocketAddr,
+    request: &[u8],
+) -> Result<Reply> {
     stream.write_all(request).await.context("write")?;
     let mut buffer = Vec::new();
     loop {

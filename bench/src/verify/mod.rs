@@ -1,9 +1,10 @@
-//! `verify`: runs the mesh as a user would, as processes on loopback, and compares what is
-//! seen with what is promised. An area is a list of groups; a group starts a mesh of its own
+//! `verify`: runs the mesh as a user would, as processes on loopback or on hosts made of
+//! network namespaces, and compares what is seen with what is promised. An area is a list of groups; a group starts a mesh of its own
 //! and makes its cases; everything that it started is gone when it returns.
 
 mod bad_input;
 mod canary;
+mod capture;
 mod drain;
 mod exposition;
 mod identity;
@@ -24,7 +25,8 @@ use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 
 use crate::compare::Output;
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Result};
+use crate::netns;
 use crate::weft::{BinDir, Programs};
 
 /// A case that takes longer has failed.
@@ -51,6 +53,8 @@ pub(crate) struct Options {
 enum Area {
     /// The main path: protocols, canary, identity, drain, metrics, bad input
     Main,
+    /// Transparent capture and the life of sidecars, on hosts made of network namespaces (needs root)
+    Capture,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +65,7 @@ enum Group {
     Drain,
     Metrics,
     BadInput,
+    Capture(capture::Group),
 }
 
 impl Area {
@@ -73,6 +78,15 @@ impl Area {
                 Group::Drain,
                 Group::Metrics,
                 Group::BadInput,
+            ],
+            Self::Capture => &[
+                Group::Capture(capture::Group::Init),
+                Group::Capture(capture::Group::Redirect),
+                Group::Capture(capture::Group::Tproxy),
+                Group::Capture(capture::Group::Outside),
+                Group::Capture(capture::Group::Detection),
+                Group::Capture(capture::Group::Stability),
+                Group::Capture(capture::Group::Lifecycle),
             ],
         }
     }
@@ -87,6 +101,7 @@ impl Group {
             Self::Drain => "drain",
             Self::Metrics => "metrics",
             Self::BadInput => "bad-input",
+            Self::Capture(group) => group.name(),
         }
     }
 
@@ -98,6 +113,7 @@ impl Group {
             Self::Drain => drain::run(setting, cases).await,
             Self::Metrics => metrics::run(setting, cases).await,
             Self::BadInput => bad_input::run(setting, cases).await,
+            Self::Capture(group) => Box::pin(group.run(setting, cases)).await,
         }
     }
 }
@@ -248,6 +264,16 @@ struct Summary {
 
 /// Runs an area. Exit 1 when a case fails.
 pub(crate) async fn run(options: Options) -> Result<ExitCode> {
+    if options.area == Area::Capture
+        && let Some(missing) = netns::missing()
+    {
+        // Without `--quick` somebody wants to know that it holds.
+        if !options.quick {
+            return Err(Error::new(missing));
+        }
+        eprintln!("skipped: verify capture: {missing}");
+        return Ok(ExitCode::SUCCESS);
+    }
     let programs = options.bin_dir.programs()?;
     let mut cases = Cases {
         group: "",
@@ -326,7 +352,6 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
 
     #[tokio::test]
     async fn cases_are_counted_and_written() {

@@ -93,7 +93,9 @@ pub(crate) async fn run(setting: &Setting, cases: &mut Cases) -> Result<()> {
     let methods = format!("404 201 200 200 200 204 404 ({foreign})");
     cases.check("rest", methods, rest(dir, outbound)).await;
     cases
-        .check("websocket", "a text frame comes back", websocket(outbound))
+        .check("websocket", "a text frame comes back", async {
+            websocket(connect(outbound).await?, "echo.bench", SECRET).await
+        })
         .await;
     let grpc_expected = "a unary call and 3 messages of a bidirectional stream come back, each before the next is sent";
     cases
@@ -103,7 +105,7 @@ pub(crate) async fn run(setting: &Setting, cases: &mut Cases) -> Result<()> {
         .check(
             "tcp-server-first",
             "the greeting, then an echo, through a local port",
-            server_first(queue),
+            async { server_first(connect(queue).await?, SECRET).await },
         )
         .await;
     cases
@@ -197,13 +199,13 @@ async fn by_hand(outbound: SocketAddr, method: &str, body: &str) -> Result<(u16,
     Ok((reply.status, reply.body))
 }
 
-async fn websocket(outbound: SocketAddr) -> Result<Finding> {
+/// A WebSocket handshake and a text frame with `text` on a new connection.
+pub(super) async fn websocket(mut stream: TcpStream, host: &str, text: &str) -> Result<Finding> {
     let key = "dGhlIHNhbXBsZSBub25jZQ==";
     let request = format!(
-        "GET /socket HTTP/1.1\r\nhost: echo.bench\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+        "GET /socket HTTP/1.1\r\nhost: {host}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
          sec-websocket-version: 13\r\nsec-websocket-key: {key}\r\n\r\n"
     );
-    let mut stream = TcpStream::connect(outbound).await.context("connect")?;
     stream
         .write_all(request.as_bytes())
         .await
@@ -231,7 +233,7 @@ async fn websocket(outbound: SocketAddr) -> Result<Finding> {
     };
     let frame = ws::Frame {
         opcode: ws::TEXT,
-        payload: SECRET.repeat(20).into_bytes(),
+        payload: text.repeat(20).into_bytes(),
     };
     stream
         .write_all(&ws::encode(&frame, Some([7, 1, 9, 4])))
@@ -259,19 +261,7 @@ async fn read_some(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<usize
 
 /// Python's client if it is there: a foreign implementation finds more than one's own.
 async fn grpc(dir: &Path, outbound: SocketAddr) -> Result<Finding> {
-    let python = match which("python3") {
-        Some(python) => {
-            let import = Spec::new("python3", &python)
-                .pair("-c", "import grpc")
-                .run(dir, LIMIT)
-                .await;
-            import
-                .is_ok_and(|output| output.status.success())
-                .then_some(python)
-        }
-        None => None,
-    };
-    let Some(python) = python else {
+    let Some(python) = python_with_grpc(dir).await else {
         let (unary, stream) = (grpc_call(outbound, 1).await?, grpc_call(outbound, 3).await?);
         return Ok(seen(
             unary && stream,
@@ -283,6 +273,7 @@ async fn grpc(dir: &Path, outbound: SocketAddr) -> Result<Finding> {
     let output = Spec::new("grpcio", python)
         .arg(&script)
         .arg(outbound.to_string())
+        .arg("calls.bench")
         .arg(SECRET)
         .run(dir, LIMIT)
         .await?;
@@ -297,12 +288,27 @@ async fn grpc(dir: &Path, outbound: SocketAddr) -> Result<Finding> {
     ))
 }
 
-const PYTHON_CLIENT: &str = r#"
+/// A Python that can `import grpc`.
+pub(super) async fn python_with_grpc(dir: &Path) -> Option<PathBuf> {
+    let python = which("python3")?;
+    let import = Spec::new("python3", &python)
+        .pair("-c", "import grpc")
+        .run(dir, LIMIT)
+        .await;
+    import
+        .is_ok_and(|output| output.status.success())
+        .then_some(python)
+}
+
+/// Arguments: target, authority (or nothing), text.
+pub(super) const PYTHON_CLIENT: &str = r#"
 import queue, sys
 import grpc
 
-target, secret = sys.argv[1], sys.argv[2].encode()
-options = [("grpc.default_authority", "calls.bench"), ("grpc.enable_http_proxy", 0)]
+target, authority, secret = sys.argv[1], sys.argv[2], sys.argv[3].encode()
+options = [("grpc.enable_http_proxy", 0)]
+if authority:
+    options.append(("grpc.default_authority", authority))
 with grpc.insecure_channel(target, options=options) as channel:
     unary = channel.unary_unary("/bench.Echo/Unary")
     assert unary(secret, timeout=10) == secret
@@ -365,23 +371,28 @@ async fn grpc_call(outbound: SocketAddr, messages: usize) -> Result<bool> {
     timeout(LIMIT, call).await.context("the call did not end")?
 }
 
-async fn server_first(queue: SocketAddr) -> Result<Finding> {
+async fn connect(address: SocketAddr) -> Result<TcpStream> {
+    TcpStream::connect(address).await.context("connect")
+}
+
+/// Waits for the greeting of the line protocol, then sends `text` and reads the echo.
+pub(super) async fn server_first(stream: TcpStream, text: &str) -> Result<Finding> {
     let talk = async {
-        let mut stream = BufReader::new(TcpStream::connect(queue).await.context("connect")?);
+        let mut stream = BufReader::new(stream);
         let (mut greeting, mut answer) = (String::new(), String::new());
         stream
             .read_line(&mut greeting)
             .await
             .context("read the greeting")?;
         stream
-            .write_all(format!("{SECRET}\r\n").as_bytes())
+            .write_all(format!("{text}\r\n").as_bytes())
             .await
             .context("write")?;
         stream
             .read_line(&mut answer)
             .await
             .context("read the echo")?;
-        let ok = greeting.starts_with(GREETING) && answer == format!("250 {SECRET}\r\n");
+        let ok = greeting.starts_with(GREETING) && answer == format!("250 {text}\r\n");
         Ok(seen(
             ok,
             format!("{:?}, {:?}", greeting.trim(), answer.trim()),
@@ -531,8 +542,18 @@ mod tests {
             "405 ",
         ];
         assert_eq!(codes, expect);
-        assert!(websocket(http).await.unwrap().ok);
-        assert!(server_first(tcp).await.unwrap().ok);
+        assert!(
+            websocket(connect(http).await.unwrap(), "echo.bench", SECRET)
+                .await
+                .unwrap()
+                .ok
+        );
+        assert!(
+            server_first(connect(tcp).await.unwrap(), SECRET)
+                .await
+                .unwrap()
+                .ok
+        );
         assert!(grpc_call(http, 1).await.unwrap());
         assert!(grpc_call(http, 3).await.unwrap());
     }

@@ -5,13 +5,14 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::error::{Context as _, Error, Result};
 use crate::netns::{self, Family, Host, Network, PROXY, User};
-use crate::process::{Output, Process, Spec, exit_text};
+use crate::process::{Process, Spec, exit_text};
 use crate::weft::{self, Programs, Reply, exchange_on};
 
 /// How long a program may take to become ready.
@@ -131,12 +132,30 @@ impl Cluster {
         mode: Mode,
         init: &[&str],
     ) -> Result<Pod> {
+        let pod = self.pod_uncaptured(name, number, mode).await?;
+        self.capture(&pod.host, mode, init).await?;
+        Ok(pod)
+    }
+
+    /// Runs `weft-proxy init` on a host.
+    pub(crate) async fn capture(&self, host: &Host, mode: Mode, init: &[&str]) -> Result<()> {
+        let spec = host
+            .spec("init", &self.programs.proxy, User::Root)
+            .arg("init")
+            .pair("--mode", mode.name());
+        let spec = init.iter().fold(spec, |spec, arg| spec.arg(arg));
+        spec.run(&self.dir, READY).await?.ok("weft-proxy init")?;
+        Ok(())
+    }
+
+    /// A pod whose traffic nobody captures, without a sidecar yet.
+    pub(crate) async fn pod_uncaptured(&self, name: &str, number: u8, mode: Mode) -> Result<Pod> {
         let host = self
             .network
             .host(name, number, netns::address(OUTSIDE, Family::V4))?;
         let state = self.dir.join(format!("{name}-state"));
         fs::create_dir_all(&state).context(state.display())?;
-        let owner = if mode == Mode::Tproxy { 0 } else { PROXY };
+        let owner = mode.user().uid();
         std::os::unix::fs::chown(&state, Some(owner), Some(PROXY)).context(state.display())?;
         fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).context(state.display())?;
         let control = self.control_host.at(Family::V4, CONTROL_PORT);
@@ -148,20 +167,14 @@ impl Cluster {
             .env("WEFT_PROXY_TOKEN", self.token(name).await?)
             .env("WEFT_PROXY_STATE", state.to_string_lossy())
             .env("WEFT_LOG", "info");
-        let pod = Pod {
+        Ok(Pod {
             name: name.to_owned(),
             sidecar,
             proxy: self.programs.proxy.clone(),
             state,
-            host,
+            host: Arc::new(host),
             dir: self.dir.clone(),
-        };
-        let mut args = vec!["--mode", mode.name()];
-        args.extend(init);
-        pod.init(&args)
-            .await?
-            .ok(&format!("weft-proxy init in the pod {name}"))?;
-        Ok(pod)
+        })
     }
 
     /// A token for the service account that is named like the workload.
@@ -189,7 +202,7 @@ impl Cluster {
 #[derive(Debug)]
 pub(crate) struct Pod {
     pub(crate) name: String,
-    pub(crate) host: Host,
+    pub(crate) host: Arc<Host>,
     /// Of the running sidecar: `WEFT_PROXY_STATE`.
     pub(crate) state: PathBuf,
     pub(crate) proxy: PathBuf,
@@ -198,18 +211,6 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// Runs `weft-proxy init` to its end, as root.
-    pub(crate) async fn init(&self, args: &[&str]) -> Result<Output> {
-        let spec = self
-            .host
-            .spec(format!("init-{}", self.name), &self.proxy, User::Root)
-            .arg("init");
-        args.iter()
-            .fold(spec, |spec, arg| spec.arg(arg))
-            .run(&self.dir, READY)
-            .await
-    }
-
     /// Starts a sidecar; if one is running over the same state, this one takes over from it.
     pub(crate) fn start(&self) -> Result<Process> {
         self.sidecar.start(&self.dir)

@@ -150,7 +150,11 @@ fn mistakes_are_named() {
             1,
             "--bin-dir /no/such",
         ),
-        (&["verify", "everything"], 2, "[possible values: main, capture]"),
+        (
+            &["verify", "everything"],
+            2,
+            "[possible values: main, capture]",
+        ),
         (
             &["compare", "--only", "nothing/at-all"],
             1,

@@ -2,6 +2,7 @@
 //! disturbs the machine disturbs all of them alike. Figures are minima and medians over the
 //! rounds; ratios are of one run only.
 
+mod captured;
 mod envoy;
 mod haproxy;
 mod report;
@@ -36,6 +37,10 @@ pub(crate) struct Options {
     /// HAProxy's program [default: `haproxy` of PATH]
     #[arg(long, value_name = "PATH")]
     haproxy: Option<PathBuf>,
+    /// With transparent capture, on hosts made of network namespaces (needs root), beside explicit
+    /// ports and an Envoy that is captured by the same rules
+    #[arg(long)]
+    captured: bool,
     /// Only the pairs `subject/workload` that this matches, such as `weft|floor` or `/http1-c32`
     #[arg(long, value_name = "REGEX")]
     only: Option<Regex>,
@@ -71,8 +76,14 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
             .as_ref()
             .is_none_or(|only| only.is_match(&pair))
     };
-    let names: Vec<&str> = subject::NAMES
-        .into_iter()
+    let names: &[&'static str] = if options.captured {
+        &captured::NAMES
+    } else {
+        &subject::NAMES
+    };
+    let names: Vec<&str> = names
+        .iter()
+        .copied()
         .filter(|name| {
             Workload::ALL
                 .into_iter()
@@ -84,8 +95,19 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
             "--only matches nothing: pairs look like weft/http1-c32",
         ));
     }
-    let (_backend, subjects, skipped) =
-        Box::pin(subject::start_all(&names, &options, dir.path())).await?;
+    // What the subjects need, until the end.
+    let (mut _backend, mut _stage) = (None, None);
+    let (subjects, skipped) = if options.captured {
+        let (stage, subjects, skipped) =
+            Box::pin(captured::start_all(&names, &options, dir.path())).await?;
+        _stage = Some(stage);
+        (subjects, skipped)
+    } else {
+        let (backend, subjects, skipped) =
+            Box::pin(subject::start_all(&names, &options, dir.path())).await?;
+        _backend = Some(backend);
+        (subjects, skipped)
+    };
     for Skipped { subject, why } in &skipped {
         eprintln!("skipped: {subject}: {why}");
     }

@@ -109,7 +109,7 @@ impl Figures {
         }
         let micros = |quantile| measured.stats.latency.value_at_quantile(quantile) as f64 / 1000.0;
         let per_request = |i: usize| measured.cpu[i].as_secs_f64() * 1e6 / requests as f64;
-        // Proxies come first; `direct` has none, and watches the application alone.
+        // Proxies come first; `direct` has none, and watches applications alone.
         let cpu = (measured.cpu.len() >= 3).then(|| Pair {
             client: per_request(0),
             server: per_request(1),
@@ -181,6 +181,7 @@ impl Row {
             cpu_us_per_request: cpu(|pair| pair.client)
                 .zip(cpu(|pair| pair.server))
                 .zip(cpu(|pair| f64::midpoint(pair.client, pair.server)))
+                .filter(|_| subject != "direct")
                 .map(|((client, server), mean)| CpuSpread {
                     client,
                     server,
@@ -366,7 +367,7 @@ fn ratios(rows: &[Row], idle: &[Idle]) -> BTreeMap<String, f64> {
             .find(|row| row.subject == subject && row.workload == workload.name() && row.valid)
     };
     let mut ratios = BTreeMap::new();
-    for peer in ["floor", "envoy", "haproxy"] {
+    for peer in ["floor", "explicit", "envoy", "haproxy"] {
         let mut put = |name: &str, workload: Workload, value: fn(&Row) -> Option<f64>| {
             let pair = row("weft", workload)
                 .and_then(value)

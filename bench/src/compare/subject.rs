@@ -43,10 +43,10 @@ pub(crate) struct Subject {
     pub(crate) version: String,
     /// Before the first request.
     pub(crate) idle: Option<Pair<Memory>>,
-    proxies: Option<Pair<Process>>,
-    /// The application.
-    backend: u32,
-    control: Option<Control>,
+    pub(crate) proxies: Option<Pair<Process>>,
+    /// The applications.
+    pub(crate) others: Vec<u32>,
+    pub(crate) control: Option<Control>,
 }
 
 impl Subject {
@@ -58,7 +58,10 @@ impl Subject {
             .iter()
             .flat_map(|pair| [pair.client.pid, pair.server.pid]);
         let control = self.control.as_ref().map(|control| control.process.pid);
-        proxies.chain([self.backend]).chain(control).collect()
+        proxies
+            .chain(self.others.iter().copied())
+            .chain(control)
+            .collect()
     }
 
     /// Memory of the proxies now.
@@ -128,12 +131,16 @@ pub(crate) async fn start_all(
             }),
         }
     }
-    // What starts slowly (caches, first collections) is over before idle memory is read.
+    settle(&mut subjects).await;
+    Ok((backend, subjects, skipped))
+}
+
+/// Reads idle memory when what starts slowly (caches, first collections) is over.
+pub(crate) async fn settle(subjects: &mut [Subject]) {
     tokio::time::sleep(Duration::from_secs(1)).await;
-    for subject in &mut subjects {
+    for subject in subjects {
         subject.idle = subject.memory();
     }
-    Ok((backend, subjects, skipped))
 }
 
 impl Setup<'_> {
@@ -147,6 +154,7 @@ impl Setup<'_> {
         let target = |address| Target {
             address,
             host: "echo.bench".to_owned(),
+            from: None,
         };
         Subject {
             name,
@@ -156,7 +164,7 @@ impl Setup<'_> {
             version,
             idle: None,
             proxies: None,
-            backend: self.backend_pid,
+            others: vec![self.backend_pid],
             control: None,
         }
     }
@@ -334,7 +342,7 @@ impl Setup<'_> {
 }
 
 /// Envoy in PATH, unless that is only a script, or in the Python package.
-async fn find_envoy(dir: &Path) -> Result<PathBuf> {
+pub(crate) async fn find_envoy(dir: &Path) -> Result<PathBuf> {
     let is_program =
         |path: &PathBuf| fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"\x7fELF"));
     if let Some(path) = which("envoy").filter(is_program) {
@@ -357,7 +365,7 @@ async fn find_envoy(dir: &Path) -> Result<PathBuf> {
 }
 
 /// What the program says of itself, in one line.
-async fn version(program: &Path, flag: &str, dir: &Path) -> String {
+pub(crate) async fn version(program: &Path, flag: &str, dir: &Path) -> String {
     let output = Spec::new("version", program)
         .arg(flag)
         .run(dir, Duration::from_secs(20))

@@ -98,7 +98,7 @@ async fn at_rate(
         per_second: RATE,
         connections: 16,
     };
-    let running = spec.start();
+    let running = spec.start()?;
     tokio::time::sleep(warm_up).await;
     let (from, before) = (std::time::Instant::now(), Snapshot::take(pids)?);
     tokio::time::sleep(length).await;

@@ -27,10 +27,7 @@ pub(crate) async fn run(
         .run_until(async {
             let mut tasks = JoinSet::new();
             for _ in 0..connections {
-                let stream = TcpStream::connect(target.address)
-                    .await
-                    .context(target.address)?;
-                stream.set_nodelay(true).context(target.address)?;
+                let stream = target.connect().await?;
                 tasks.spawn_local(drive(stream, request.clone(), shared.clone()));
             }
             let measured = window(&shared, pids, warm_up, length).await;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request};
-use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::Instant;
 
@@ -35,10 +34,7 @@ pub(crate) async fn run(
     let shared = Rc::new(Shared::new());
     LocalSet::new()
         .run_until(async {
-            let stream = TcpStream::connect(target.address)
-                .await
-                .context(target.address)?;
-            stream.set_nodelay(true).context(target.address)?;
+            let stream = target.connect().await?;
             let (sender, connection) = h2::client::handshake(stream)
                 .await
                 .context("HTTP/2 handshake")?;

@@ -8,13 +8,16 @@ pub(crate) mod response;
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Context as _, Result};
+use crate::netns::Host;
 use crate::procfs;
 
 /// Where a subject takes requests, and for whom.
@@ -23,6 +26,30 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// The authority of the requests.
     pub(crate) host: String,
+    /// The host that the load comes from; none: this one.
+    pub(crate) from: Option<Arc<Host>>,
+}
+
+impl Target {
+    /// A new connection, without Nagle's delay.
+    pub(crate) async fn connect(&self) -> Result<TcpStream> {
+        if let Some(host) = &self.from {
+            return host.connect(self.address).await;
+        }
+        let stream = TcpStream::connect(self.address)
+            .await
+            .context(self.address)?;
+        stream.set_nodelay(true).context(self.address)?;
+        Ok(stream)
+    }
+
+    /// Runs `f` on the host that the load comes from; threads that it starts stay there.
+    pub(crate) fn within<T>(&self, f: impl FnOnce() -> T) -> Result<T> {
+        match &self.from {
+            Some(host) => host.within(f),
+            None => Ok(f()),
+        }
+    }
 }
 
 /// What the connections of one load share. One thread; nothing is locked.

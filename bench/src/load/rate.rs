@@ -44,8 +44,12 @@ pub(crate) struct Running {
 }
 
 impl Spec {
-    /// Starts the load.
-    pub(crate) fn start(&self) -> Running {
+    /// Starts the load, on the target's host if it has one.
+    pub(crate) fn start(&self) -> Result<Running> {
+        self.target.within(|| self.start_here())
+    }
+
+    fn start_here(&self) -> Running {
         let stop = Arc::new(AtomicBool::new(false));
         let begin = Instant::now() + Duration::from_millis(20);
         let interval = Duration::from_secs(1) * self.connections / self.per_second.max(1);

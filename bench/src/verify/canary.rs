@@ -54,7 +54,7 @@ pub(crate) async fn run(setting: &Setting, cases: &mut Cases) -> Result<()> {
 }
 
 async fn edit(world: &World, half: Duration) -> Result<Finding> {
-    let load = world.load();
+    let load = world.load()?;
     sleep(half).await;
     let renamed = world
         .control
@@ -84,7 +84,7 @@ async fn edit(world: &World, half: Duration) -> Result<Finding> {
 }
 
 async fn restart(world: &mut World) -> Result<Finding> {
-    let load = world.load();
+    let load = world.load()?;
     sleep(Duration::from_millis(500)).await;
     let status = world
         .control
@@ -118,7 +118,7 @@ async fn restart(world: &mut World) -> Result<Finding> {
 }
 
 async fn without_control(world: &mut World, length: Duration) -> Result<Finding> {
-    let load = world.load();
+    let load = world.load()?;
     let status = world
         .control
         .process

@@ -29,7 +29,7 @@ pub(crate) async fn run(setting: &Setting, cases: &mut Cases) -> Result<()> {
 }
 
 async fn leave(world: &mut World, lead: Duration) -> Result<Finding> {
-    let load = world.load();
+    let load = world.load()?;
     sleep(lead).await;
     let asked = Instant::now();
     let leaving = &mut world.replicas[0].sidecar.process;

@@ -95,10 +95,11 @@ impl World {
     }
 
     /// 500 requests a second to the service `echo`.
-    pub(crate) fn load(&self) -> rate::Running {
+    pub(crate) fn load(&self) -> Result<rate::Running> {
         let target = Target {
             address: self.outbound,
             host: "echo.bench".to_owned(),
+            from: None,
         };
         rate::Spec {
             target,

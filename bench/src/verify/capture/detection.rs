@@ -43,7 +43,7 @@ pub(super) async fn run(setting: &Setting, cases: &mut Cases) -> Result<()> {
     let _sidecars = [data.start_ready().await?, client.start_ready().await?];
     let direct = (&cluster.control_host, cluster.outside.at(Family::V4, 9000));
     for (name, port) in [("declared", 9000), ("undeclared", 9001)] {
-        let meshed = (&client.host, SocketAddr::from(([10, 96, 0, 20], port)));
+        let meshed = (&*client.host, SocketAddr::from(([10, 96, 0, 20], port)));
         let expected = format!(
             "connect to greeting takes less than {ADDED:?} longer than between hosts without the mesh, in the median of {ROUNDS}"
         );

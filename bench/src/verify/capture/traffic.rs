@@ -138,7 +138,7 @@ impl Shared {
     }
 
     fn add(&self, kind: Kind, due: Instant, result: &Result<()>) {
-        let result = result.as_ref().map(|()| ()).map_err(ToString::to_string);
+        let result = result.as_ref().copied().map_err(ToString::to_string);
         let sample = Sample {
             kind,
             due: due.into_std(),

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use weft_proxy::{app, bootstrap::SETTINGS};
+use weft_proxy::{app, bootstrap::SETTINGS, capture};
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
             (Some("--bootstrap"), Some(file)) => app::main(Some(&PathBuf::from(file))),
             _ => usage(),
         },
+        Some("init") => capture::main(&args.collect::<Vec<_>>()),
         Some("version" | "--version" | "-V") => {
             println!("weft-proxy {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
@@ -32,7 +33,7 @@ fn usage() -> ExitCode {
 fn help() -> String {
     let mut text = String::from(
         "The Weft sidecar.\n\n\
-         usage: weft-proxy run [--bootstrap FILE]\n       weft-proxy version\n\n\
+         usage: weft-proxy run [--bootstrap FILE]\n       weft-proxy init --help\n       weft-proxy version\n\n\
          FILE is one JSON object with the settings in lower case; the environment wins.\n\n",
     );
     for (name, default, what) in SETTINGS {

@@ -230,7 +230,16 @@ pub(crate) struct Reply {
 impl Reply {
     /// Status, reason and body in one line.
     pub(crate) fn line(&self) -> String {
-        format!("{} {} {}", self.status, self.reason, self.body.trim())
+        format!("{} {} {}", self.status, self.reason, shown(&self.body))
+    }
+}
+
+/// A body in a few words: itself, or how long it is.
+pub(crate) fn shown(body: &str) -> String {
+    match body.trim() {
+        short if short.len() < 100 => short.replace('\n', " | "),
+        long if long.contains(' ') => long.replace('\n', " | ").chars().take(300).collect(),
+        long => format!("{} bytes", long.len()),
     }
 }
 

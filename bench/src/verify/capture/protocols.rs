@@ -223,6 +223,7 @@ async fn foreign_servers(
             let spec = data.app("redis", server).pair("--port", "6379");
             let spec = spec
                 .pair("--bind", "*")
+                .arg("-::*")
                 .pair("--save", "")
                 .pair("--protected-mode", "no");
             let mut server = spec.start(dir)?;

@@ -207,7 +207,7 @@ impl World {
             format!(
                 "{:.0} ms; /ready: {}",
                 took.as_secs_f64() * 1000.0,
-                ready.line().replace('\n', " | ")
+                ready.line()
             ),
         ))
     }
@@ -235,7 +235,7 @@ impl World {
             ok,
             format!(
                 "/ready: {}; its application gets: {outbound}; ready {:.1} s after the control plane",
-                waiting.line().replace('\n', " | "),
+                waiting.line(),
                 took.as_secs_f64()
             ),
         ))

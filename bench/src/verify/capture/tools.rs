@@ -34,7 +34,7 @@ impl Fetched {
             body,
             error,
         } = self;
-        let body = crate::process::tail(body.trim(), 2);
+        let body = crate::weft::shown(body);
         format!("{status} over HTTP/{version} from {address} {body} {error}")
             .trim()
             .to_owned()

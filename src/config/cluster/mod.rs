@@ -267,6 +267,11 @@ impl ClusterType {
     }
 }
 
+fn is_original(from: &pb::Cluster) -> bool {
+    let original = cluster_pb::DiscoveryType::OriginalDst as i32;
+    from.cluster_discovery_type == Some(ClusterDiscoveryType::Type(original))
+}
+
 impl LoadBalancing {
     fn read(p: &mut Problems, from: &pb::Cluster) -> Option<Self> {
         use cluster_pb::LbPolicy;
@@ -278,7 +283,7 @@ impl LoadBalancing {
             Ok(LbPolicy::LeastRequest) => Some(Self::LeastRequest),
             Ok(LbPolicy::Random) => Some(Self::Random),
             // There is one endpoint: the original destination.
-            Ok(LbPolicy::ClusterProvided) => Some(Self::RoundRobin),
+            Ok(LbPolicy::ClusterProvided) if is_original(from) => Some(Self::RoundRobin),
             other => {
                 let found = other.map_or("this policy", |policy| policy.as_str_name());
                 p.reject(

@@ -277,12 +277,11 @@ fn discovery_types() {
     });
     assert_eq!(parsed(&named).kind, ClusterType::Eds("other".into()));
     let check = |kind, found: &str| {
-        let problem = format!("type: {found} is not supported; use EDS or STATIC");
+        let problem =
+            format!("type: {found} is not supported; use EDS, STATIC, ORIGINAL_DST or LOGICAL_DNS");
         bad(&eds(|c| c.cluster_discovery_type = Some(kind)), &[&problem]);
     };
     check(ClusterDiscoveryType::Type(1), "STRICT_DNS");
-    check(ClusterDiscoveryType::Type(2), "LOGICAL_DNS");
-    check(ClusterDiscoveryType::Type(4), "ORIGINAL_DST");
     check(
         ClusterDiscoveryType::ClusterType(Default::default()),
         "cluster_type",
@@ -607,4 +606,66 @@ fn warnings_name_what_has_no_effect() {
             "load_assignment: has no effect",
         ],
     );
+}
+
+#[test]
+fn the_original_destination_needs_no_endpoints() {
+    let original = |change: fn(&mut pb::Cluster)| {
+        eds(|c| {
+            c.cluster_discovery_type = Some(ClusterDiscoveryType::Type(4));
+            c.lb_policy = 6;
+            c.eds_cluster_config = None;
+            change(c);
+        })
+    };
+    assert_eq!(parsed(&original(|_| {})).kind, ClusterType::Original);
+    bad(
+        &original(|c| c.load_assignment = Some(Default::default())),
+        &["load_assignment: is not supported; leave it out"],
+    );
+}
+
+#[test]
+fn a_name_has_one_endpoint() {
+    let named = |hosts: &[(&str, u32)]| {
+        let endpoint = |(host, port): &(&str, u32)| LbEndpoint {
+            host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(Endpoint {
+                address: Some(Address {
+                    address: Some(address::Address::SocketAddress(SocketAddress {
+                        address: (*host).into(),
+                        port_specifier: Some(socket_address::PortSpecifier::PortValue(*port)),
+                        ..Default::default()
+                    })),
+                }),
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        eds(|c| {
+            c.cluster_discovery_type = Some(ClusterDiscoveryType::Type(2));
+            c.eds_cluster_config = None;
+            c.load_assignment = Some(ClusterLoadAssignment {
+                endpoints: vec![LocalityLbEndpoints {
+                    lb_endpoints: hosts.iter().map(endpoint).collect(),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            });
+        })
+    };
+    let expect = ClusterType::Dns {
+        host: "db.example.com".into(),
+        port: 5432,
+    };
+    assert_eq!(parsed(&named(&[("db.example.com", 5432)])).kind, expect);
+    let problem = "load_assignment: must have exactly one endpoint with a name and a port";
+    for hosts in [
+        &[][..],
+        &[("", 1)],
+        &[("a", 0)],
+        &[("a", 65536)],
+        &[("a", 1), ("b", 1)],
+    ] {
+        bad(&named(hosts), &[problem]);
+    }
 }

@@ -31,7 +31,7 @@ use weft_api::{
         },
     },
     google::protobuf::{
-        Any, BoolValue, Duration as DurationPb, Struct, UInt32Value, Value as Json,
+        Any, BoolValue, Duration as DurationPb, ListValue, Struct, UInt32Value, Value as Json,
         value::Kind as JsonKind,
     },
 };
@@ -392,30 +392,122 @@ fn bad_listeners() {
 }
 
 #[test]
+fn how_connections_arrive() {
+    let no = || Some(BoolValue { value: false });
+    let arrival = |bind: Option<BoolValue>, original: Option<BoolValue>, transparent| {
+        let mut message = listener(vec![tcp(|_| {})]);
+        message.bind_to_port = bind;
+        message.use_original_dst = original;
+        message.transparent = transparent;
+        message
+    };
+    for (message, expect) in [
+        (arrival(None, None, None), Arrival::Direct),
+        (arrival(yes(), no(), no()), Arrival::Direct),
+        (arrival(None, yes(), None), Arrival::Redirected),
+        (arrival(None, yes(), yes()), Arrival::Transparent),
+        (arrival(no(), None, None), Arrival::HandedOver),
+    ] {
+        assert_eq!(parsed(&message).arrival, expect, "{message:?}");
+    }
+    bad(
+        &arrival(None, None, yes()),
+        &["transparent: needs use_original_dst"],
+    );
+    let both = "bind_to_port: must not be false with use_original_dst or transparent";
+    bad(&arrival(no(), yes(), None), &[both]);
+    bad(&arrival(no(), None, yes()), &[both]);
+}
+
+#[test]
+fn a_listener_may_have_several_addresses() {
+    let mut message = listener(vec![tcp(|_| {})]);
+    let other = SocketAddress {
+        address: "::1".into(),
+        port_specifier: Some(socket_address::PortSpecifier::PortValue(15001)),
+        ..Default::default()
+    };
+    message.additional_addresses = vec![pb::AdditionalAddress {
+        address: Some(Address {
+            address: Some(address::Address::SocketAddress(other)),
+        }),
+        ..Default::default()
+    }];
+    let expect: SocketAddr = "[::1]:15001".parse().expect("address");
+    assert_eq!(parsed(&message).additional, [expect]);
+    message.additional_addresses.push(Default::default());
+    bad(
+        &message,
+        &["additional_addresses[1].address: is missing; set socket_address"],
+    );
+}
+
+#[test]
+fn dns_has_a_listener_of_its_own() {
+    let dns = |filters: Vec<Any>| {
+        let mut message = listener(vec![]);
+        message.udp_listener_config = Some(Default::default());
+        message.listener_filters = filters
+            .into_iter()
+            .map(|config| pb::ListenerFilter {
+                config_type: Some(listener_filter::ConfigType::TypedConfig(config)),
+                ..Default::default()
+            })
+            .collect();
+        message
+    };
+    let filter = || pack(&DnsFilterConfig::default());
+    let mut message = dns(vec![filter()]);
+    let plain = parsed(&message).dns.clone().expect("DNS");
+    assert_eq!(
+        (&*plain.cluster_domain, plain.external.len()),
+        ("cluster.local", 0)
+    );
+    let text = |text: &str| Json {
+        kind: Some(JsonKind::StringValue(text.into())),
+    };
+    let names = ListValue {
+        values: vec![text("db.example.com")],
+    };
+    message.metadata = metadata(&[
+        ("cluster_domain", JsonKind::StringValue("mesh.test".into())),
+        ("external", JsonKind::ListValue(names)),
+    ]);
+    let own = parsed(&message).dns.clone().expect("DNS");
+    assert_eq!(&*own.cluster_domain, "mesh.test");
+    assert_eq!(own.external, ["db.example.com".into()]);
+    message.metadata = metadata(&[("external", JsonKind::StringValue("x".into()))]);
+    bad(
+        &message,
+        &["metadata[weft.dev].external: must be a list of strings"],
+    );
+    let only =
+        "udp_listener_config: is for DNS only: the one listener filter must be DnsFilterConfig";
+    let none = "filter_chains: must have at least one";
+    bad(&dns(vec![]), &[only, none]);
+    let mut message = dns(vec![filter()]);
+    message.filter_chains = vec![tcp(|_| {})];
+    bad(
+        &message,
+        &["filter_chains: must be empty where DNS is served"],
+    );
+}
+
+#[test]
 #[allow(deprecated)]
 fn what_would_change_the_connections_is_rejected() {
     let mut message = listener(vec![tcp(|_| {})]);
-    message.additional_addresses = vec![Default::default()];
     message.fcds_config = Some(Default::default());
     message.filter_chain_matcher = Some(Default::default());
-    message.use_original_dst = yes();
-    message.transparent = yes();
-    message.bind_to_port = Some(BoolValue { value: false });
     message.deprecated_v1 = Some(Default::default());
-    message.udp_listener_config = Some(Default::default());
     message.api_listener = Some(Default::default());
     message.listener_specifier = Some(pb::listener::ListenerSpecifier::InternalListener(
         Default::default(),
     ));
     let fields = [
-        "additional_addresses",
         "fcds_config",
         "filter_chain_matcher",
-        "use_original_dst",
-        "transparent",
-        "bind_to_port",
         "deprecated_v1",
-        "udp_listener_config",
         "api_listener",
         "internal_listener",
     ];

@@ -10,7 +10,10 @@ use weft_api::{
         },
         r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMatcher},
     },
-    google::protobuf::{BoolValue, Duration as DurationPb, UInt32Value},
+    google::protobuf::{
+        BoolValue, Duration as DurationPb, ListValue, Struct, UInt32Value, Value as Json,
+        value::Kind as JsonKind,
+    },
 };
 
 use super::*;
@@ -1010,4 +1013,77 @@ fn values_are_compared_by_meaning() {
     );
     let exact = HeaderTest::Value(StringMatcher::Exact("a".into()));
     assert_ne!(exact, HeaderTest::Value(StringMatcher::Prefix("a".into())));
+}
+
+/// Metadata `weft.dev` of a virtual host.
+fn with_metadata(fields: &[(&str, JsonKind)]) -> pb::VirtualHost {
+    let value = |kind: &JsonKind| Json {
+        kind: Some(kind.clone()),
+    };
+    let fields = fields
+        .iter()
+        .map(|(key, kind)| ((*key).to_owned(), value(kind)));
+    let weft = Struct {
+        fields: fields.collect(),
+    };
+    pb::VirtualHost {
+        metadata: Some(Metadata {
+            filter_metadata: [("weft.dev".to_owned(), weft)].into(),
+            ..Default::default()
+        }),
+        ..host(vec![])
+    }
+}
+
+#[test]
+fn a_port_may_be_declared() {
+    let of = |text: &str| with_metadata(&[("protocol", JsonKind::StringValue(text.into()))]);
+    for (text, expect) in [
+        ("", PortProtocol::Detected),
+        ("http", PortProtocol::Http),
+        ("http2", PortProtocol::Http),
+        ("grpc", PortProtocol::Http),
+        ("tcp", PortProtocol::Tcp),
+    ] {
+        assert_eq!(parsed(&of(text)).protocol, expect, "{text}");
+    }
+    assert_eq!(parsed(&host(vec![])).protocol, PortProtocol::Detected);
+    let problem = "metadata[weft.dev].protocol: \"udp\" must be http, http2, grpc, tcp or empty";
+    check(Kind::VirtualHost, "outbound/post", &of("udp"), &[problem]);
+}
+
+#[test]
+fn a_name_stands_for_addresses() {
+    let of = |addresses: &[&str], ttl: f64| {
+        let values = addresses.iter().map(|text| Json {
+            kind: Some(JsonKind::StringValue((*text).into())),
+        });
+        let list = ListValue {
+            values: values.collect(),
+        };
+        with_metadata(&[
+            ("addresses", JsonKind::ListValue(list)),
+            ("ttl", JsonKind::NumberValue(ttl)),
+        ])
+    };
+    let found = parsed(&of(&["10.0.0.1", "fd00::1"], 30.0))
+        .addresses
+        .clone();
+    let found = found.expect("addresses");
+    assert_eq!(found.ttl, 30);
+    let texts: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["10.0.0.1", "fd00::1"]);
+    assert_eq!(parsed(&host(vec![])).addresses, None);
+    for (message, problem) in [
+        (
+            of(&["10.0.0.1:80"], 30.0),
+            "metadata[weft.dev].addresses: \"10.0.0.1:80\" is no IP address",
+        ),
+        (
+            of(&[], 1e6),
+            "metadata[weft.dev].ttl: must be a number from 0 to 86400",
+        ),
+    ] {
+        check(Kind::VirtualHost, "outbound/post", &message, &[problem]);
+    }
 }

@@ -15,7 +15,7 @@ pub use kind::Kind;
 
 /// Envoy's messages, by proto package: `envoy::config::cluster::v3::Cluster` and so on.
 pub mod envoy {
-    pub use envoy_types::pb::envoy::{config, extensions, service, r#type};
+    pub use envoy_types::pb::envoy::{config, data, extensions, service, r#type};
 }
 
 /// `google.protobuf` and `google.rpc` types as Envoy's messages use them. They are other

@@ -26,6 +26,7 @@ const JSON_ROOTS: &[&str] = &[
     "envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.proto",
     "envoy/extensions/filters/listener/http_inspector/v3/http_inspector.proto",
     "envoy/extensions/filters/listener/original_dst/v3/original_dst.proto",
+    "envoy/extensions/filters/udp/dns_filter/v3/dns_filter.proto",
     "envoy/extensions/upstreams/http/v3/http_protocol_options.proto",
     "envoy/extensions/load_balancing_policies/round_robin/v3/round_robin.proto",
     "envoy/extensions/load_balancing_policies/least_request/v3/least_request.proto",
@@ -39,12 +40,24 @@ fn crate_dir() -> PathBuf {
 
 /// Where cargo unpacked `envoy-types`, which ships the proto files it was made from.
 fn envoy_protos() -> PathBuf {
-    let out = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline"])
-        .current_dir(crate_dir())
-        .output()
-        .unwrap();
-    let text = String::from_utf8(out.stdout).unwrap();
+    let cargo = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO"));
+        let out = command.args(args).current_dir(crate_dir()).output();
+        String::from_utf8(out.unwrap().stdout).unwrap()
+    };
+    // Dependencies of other platforms are not downloaded.
+    let version = cargo(&["-vV"]);
+    let host = version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .expect("cargo says for which host it is");
+    let text = cargo(&[
+        "metadata",
+        "--format-version=1",
+        "--offline",
+        "--filter-platform",
+        host,
+    ]);
     let start = text
         .match_indices("envoy-types-0.7")
         .find_map(|(at, _)| {

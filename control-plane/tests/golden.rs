@@ -109,3 +109,8 @@ fn routing() {
 fn grpc() {
     golden("grpc");
 }
+
+#[test]
+fn captured() {
+    golden("captured");
+}

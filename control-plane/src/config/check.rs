@@ -18,6 +18,14 @@ pub(crate) fn is_object_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_label)
 }
 
+/// The full name of a host outside of the mesh, in lower case. The last label of a name is
+/// never a number: what ends with one is an address, or looks like one.
+pub(crate) fn is_host_name(name: &str) -> bool {
+    let numeric = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    let last = name.rsplit_once('.').map(|(_, last)| last);
+    is_object_name(name) && last.is_some_and(|last| !numeric(last))
+}
+
 /// A Gateway API duration (GEP-2257): one to four numbers of up to five digits, each
 /// with a unit of `h`, `m`, `s` or `ms`.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
@@ -140,7 +148,7 @@ const REGEX_SIZE_BYTES: usize = 1 << 20;
 mod tests {
     use std::time::Duration;
 
-    use super::{duration, header_name, is_label, match_path, mutable_header, regex};
+    use super::{duration, header_name, is_host_name, is_label, match_path, mutable_header, regex};
 
     #[test]
     fn durations() {
@@ -178,6 +186,25 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(is_label(name), expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn host_names() {
+        for (name, expect) in [
+            ("api.example.com", true),
+            ("a.b-c.d1", true),
+            ("api", false),
+            ("10.0.0.1", false),
+            ("example.1", false),
+            ("api.example.com.", false),
+            ("API.example.com", false),
+            ("a_b.example.com", false),
+            ("*.example.com", false),
+            ("::1", false),
+            ("", false),
+        ] {
+            assert_eq!(is_host_name(name), expect, "{name}");
         }
     }
 

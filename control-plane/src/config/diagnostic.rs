@@ -51,12 +51,19 @@ pub struct Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.level, self.file)?;
+        write!(f, "{}", self.level)?;
+        // What is found in no document has no place.
+        if !self.file.is_empty() {
+            write!(f, ": {}", self.file)?;
+        }
         if self.line > 0 {
             write!(f, ":{}:{}", self.line, self.column)?;
         }
         if !self.kind.is_empty() {
-            write!(f, ": {} {}", self.kind, self.name)?;
+            write!(f, ": {}", self.kind)?;
+        }
+        if !self.name.is_empty() {
+            write!(f, " {}", self.name)?;
         }
         if !self.field.is_empty() {
             write!(f, ": {}", self.field)?;

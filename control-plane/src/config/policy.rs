@@ -2,7 +2,9 @@
 
 use super::field::{Field, Object};
 use super::{Content, Meta, Reference, Role, check, duration, label};
-use crate::model::{Balancer, MeshConfig, MtlsMode, Policy, ReferenceGrant, RouteKind};
+use crate::model::{
+    Balancer, MeshConfig, MtlsMode, Policy, ReferenceGrant, RouteKind, UnknownDestinations,
+};
 
 /// A `TrafficPolicy` and the services of its namespace that it is for.
 #[derive(Debug, PartialEq)]
@@ -46,6 +48,19 @@ pub(super) fn decode_mesh(object: &Object<'_>, _: &Meta) -> (Option<Content>, Ve
                 config.mtls = mode;
             }
             mtls.finish();
+        }
+        if let Some(outbound) = spec.optional("outbound").and_then(|f| f.object()) {
+            let choices = [
+                ("allow", UnknownDestinations::Allow),
+                ("deny", UnknownDestinations::Deny),
+            ];
+            if let Some(unknown) = outbound
+                .optional("unknown")
+                .and_then(|f| f.choice(&choices))
+            {
+                config.unknown = unknown;
+            }
+            outbound.finish();
         }
         spec.finish();
     }

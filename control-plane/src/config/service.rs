@@ -1,8 +1,10 @@
 //! `v1 Service`.
 
+use std::net::IpAddr;
+
 use super::field::{Field, Object};
 use super::{Content, Meta, Reference, check, label};
-use crate::model::{Policy, Protocol, Service, ServicePort, Target};
+use crate::model::{Policy, Protocol, Service, ServicePort, Target, is_virtual};
 
 pub(super) fn decode(object: &Object<'_>, meta: &Meta) -> (Option<Content>, Vec<Reference>) {
     let mut service = Service {
@@ -10,6 +12,8 @@ pub(super) fn decode(object: &Object<'_>, meta: &Meta) -> (Option<Content>, Vec<
         name: meta.name.clone(),
         ports: Vec::new(),
         headless: false,
+        addresses: Vec::new(),
+        external_name: None,
         selector: std::collections::BTreeMap::new(),
         workloads: Vec::new(),
         routes: Vec::new(),
@@ -27,22 +31,36 @@ pub(super) fn decode(object: &Object<'_>, meta: &Meta) -> (Option<Content>, Vec<
     let Some(spec) = field.object() else {
         return (None, Vec::new());
     };
-    if let Some(selector) = spec.optional("selector") {
+    let kind = decode_type(&spec);
+    let ports = spec.required("ports");
+    if let Some(ports) = &ports {
+        decode_ports(ports, &mut service.ports);
+    }
+    let selector = spec.optional("selector");
+    if let Some(selector) = &selector {
         service.selector = selector.labels();
     }
-    if service.selector.is_empty() {
-        field.warning(
-            "no `selector`: no workload is behind this service",
-            "select workloads by their labels",
-        );
+    decode_cluster_ips(&spec, &mut service);
+    match kind {
+        Kind::Inside => {
+            if service.selector.is_empty() {
+                field.warning(
+                    "no `selector`: no workload is behind this service",
+                    "select workloads by their labels",
+                );
+            }
+            if let Some(name) = spec.optional("externalName") {
+                name.error(
+                    "`externalName` is for services of `type: ExternalName`",
+                    "add that type, or remove the field",
+                );
+            }
+        }
+        Kind::External => decode_external(&spec, &mut service, selector.as_ref(), ports.as_ref()),
     }
-    if let Some(ports) = spec.required("ports") {
-        decode_ports(&ports, &mut service.ports);
-    }
-    decode_type(&spec, &mut service);
+    check_sharing(&spec);
     spec.harmless(&[
         "allocateLoadBalancerNodePorts",
-        "clusterIPs",
         "externalTrafficPolicy",
         "healthCheckNodePort",
         "ipFamilies",
@@ -53,27 +71,157 @@ pub(super) fn decode(object: &Object<'_>, meta: &Meta) -> (Option<Content>, Vec<
         "publishNotReadyAddresses",
         "sessionAffinityConfig",
     ]);
-    spec.unsupported(&["externalIPs", "externalName", "trafficDistribution"]);
+    spec.unsupported(&["externalIPs", "trafficDistribution"]);
     spec.finish();
     (Some(Content::Service(service)), Vec::new())
 }
 
-fn decode_type(spec: &Object<'_>, service: &mut Service) {
-    if let Some(kind) = spec.optional("type") {
-        let found = kind.choice(&[
-            ("ClusterIP", true),
-            ("NodePort", true),
-            ("LoadBalancer", true),
-            ("ExternalName", false),
-        ]);
-        if found == Some(false) {
-            kind.error(
-                "ExternalName services are not supported yet",
-                "select workloads of the mesh",
+/// Where what is behind a service is.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Workloads of the mesh.
+    Inside,
+    /// A host outside of the mesh.
+    External,
+}
+
+fn decode_type(spec: &Object<'_>) -> Kind {
+    let kinds = [
+        ("ClusterIP", Kind::Inside),
+        ("NodePort", Kind::Inside),
+        ("LoadBalancer", Kind::Inside),
+        ("ExternalName", Kind::External),
+    ];
+    spec.optional("type")
+        .and_then(|field| field.choice(&kinds))
+        .unwrap_or(Kind::Inside)
+}
+
+/// A service outside of the mesh: its name, and nothing that is about workloads.
+fn decode_external(
+    spec: &Object<'_>,
+    service: &mut Service,
+    selector: Option<&Field<'_>>,
+    ports: Option<&Field<'_>>,
+) {
+    service.external_name = spec.required("externalName").and_then(|f| host_name(&f));
+    if let Some(selector) = selector.filter(|_| !service.selector.is_empty()) {
+        selector.error(
+            "no workload is behind an ExternalName service",
+            "remove `selector`, or `type: ExternalName`",
+        );
+    }
+    if (service.headless || !service.addresses.is_empty())
+        && let Some(field) = spec.optional("clusterIP").or(spec.optional("clusterIPs"))
+    {
+        field.error(
+            "an ExternalName service has no cluster IP",
+            "remove the field: the mesh gives it a virtual address",
+        );
+    }
+    for port in &service.ports {
+        if port.target != Target::Number(port.port)
+            && let Some(ports) = ports
+        {
+            ports.error(
+                format!("port {} has another `targetPort`", port.port),
+                "connections to an ExternalName service go to `port`: write the port of the host there",
             );
         }
     }
-    service.headless = spec.optional("clusterIP").and_then(|f| f.text()) == Some("None");
+}
+
+fn host_name(field: &Field<'_>) -> Option<String> {
+    let text = field.text()?;
+    let name = text.to_ascii_lowercase();
+    if check::is_host_name(&name) {
+        return Some(name);
+    }
+    let help = if text.parse::<IpAddr>().is_ok() {
+        "an address is not a name: write the name of the host; addresses outside of the mesh need no Service"
+    } else {
+        "write the full name of a host, without a dot at its end, for example api.example.com"
+    };
+    field.error(format!("`{text}` is not a DNS name"), help);
+    None
+}
+
+/// `clusterIP` and `clusterIPs`, which say the same twice.
+fn decode_cluster_ips(spec: &Object<'_>, service: &mut Service) {
+    // Kubernetes writes an empty text for "not yet".
+    let given = |field: &Field<'_>| field.text().is_some_and(|text| !text.is_empty());
+    let one = spec.optional("clusterIP").filter(given);
+    let many = spec.optional("clusterIPs").map(|f| f.items(2));
+    let many: Vec<Field<'_>> = many.unwrap_or_default().into_iter().filter(given).collect();
+    if let (Some(one), Some(first)) = (&one, many.first())
+        && one.text() != first.text()
+    {
+        first.error(
+            format!(
+                "`clusterIPs` begins with {}, but `clusterIP` is {}",
+                first.text().unwrap_or_default(),
+                one.text().unwrap_or_default()
+            ),
+            "the first of `clusterIPs` is `clusterIP`: make them the same, or remove one of the fields",
+        );
+        return;
+    }
+    let fields = if many.is_empty() {
+        one.into_iter().collect()
+    } else {
+        many
+    };
+    for field in &fields {
+        if field.text() == Some("None") {
+            service.headless = true;
+            if fields.len() > 1 {
+                field.error("`None` stands alone", "remove the other entries");
+            }
+            continue;
+        }
+        let Some(address) = cluster_ip(field) else {
+            continue;
+        };
+        let same_family = |other: &IpAddr| other.is_ipv4() == address.is_ipv4();
+        if service.addresses.contains(&address) {
+            field.error(format!("{address} is given twice"), "remove one of them");
+        } else if service.addresses.iter().any(same_family) {
+            field.error(
+                format!("{address} is a second address of its family"),
+                "a service has at most one IPv4 and one IPv6 address",
+            );
+        }
+        service.addresses.push(address);
+    }
+}
+
+fn cluster_ip(field: &Field<'_>) -> Option<IpAddr> {
+    let text = field.text()?;
+    let Ok(address) = text.parse::<IpAddr>() else {
+        field.error(
+            format!("`{text}` is not an IP address"),
+            "write an IP address, or None; without the field the mesh gives the service an address",
+        );
+        return None;
+    };
+    let address = address.to_canonical();
+    if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+        field.error(
+            format!("{address} cannot be the address of a service"),
+            "write an address of a network that nobody else uses, or remove the field",
+        );
+    }
+    if is_virtual(address) {
+        field.error(
+            format!("{address} is in 240.240.0.0/16, which the mesh gives away itself"),
+            "remove the field",
+        );
+    }
+    Some(address)
+}
+
+/// What would spread requests otherwise than the mesh does.
+fn check_sharing(spec: &Object<'_>) {
     for (name, only) in [
         ("sessionAffinity", "None"),
         ("internalTrafficPolicy", "Cluster"),

@@ -245,10 +245,6 @@ fn other_documents() {
             "warning: mesh.yaml:4:34: Service default/a: spec.ports[0]: the mesh carries TCP only",
         ),
         (
-            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {type: ExternalName, selector: {a: b}, ports: [{port: 1}]}\n",
-            "spec.type: ExternalName services are not supported yet",
-        ),
-        (
             "apiVersion: weft.dev/v1alpha1\nkind: Workload\nmetadata: {name: a}\nspec: {address: localhost}\n",
             "spec.address: `localhost` is not an IP address",
         ),
@@ -309,6 +305,295 @@ fn other_documents() {
     }
 }
 
+/// `field: message | help` of each finding.
+fn short(text: &str) -> Vec<String> {
+    let found = findings(text);
+    let line = |d: &Diagnostic| format!("{}: {} | {}", d.field, d.message, d.help);
+    found.iter().map(line).collect()
+}
+
+/// Each spec has the one finding, or none if that is empty.
+fn check_specs(kind: &str, table: &[(&str, &str)]) {
+    for (spec, expect) in table {
+        let text = format!("{kind}\nmetadata: {{name: a}}\nspec: {{{spec}}}\n");
+        let lines = short(&text);
+        let expect: Vec<&str> = Some(*expect)
+            .into_iter()
+            .filter(|e| !e.is_empty())
+            .collect();
+        assert_eq!(lines.len(), expect.len(), "{spec}\n{lines:#?}");
+        for (line, expect) in lines.iter().zip(expect) {
+            assert!(
+                line.starts_with(expect),
+                "{spec}\nfound  {line}\nexpect {expect}"
+            );
+        }
+    }
+}
+
+#[test]
+fn captured_workloads() {
+    check_specs(
+        "apiVersion: weft.dev/v1alpha1\nkind: Workload",
+        &[
+            ("address: 10.0.0.1, capture: {}", ""),
+            ("address: 'fd00::1', capture: {mode: redirect}", ""),
+            (
+                "address: 10.0.0.1, capture: null, ports: [{port: 80, listen: 81}]",
+                "",
+            ),
+            (
+                "address: 10.0.0.1, capture: {mode: tproxy}, additionalAddresses: ['fd00::1', 10.0.0.2], outbound: {port: 15001}, ports: [{port: 80, app: '127.0.0.1:8080'}, {name: b, port: 81, app: '10.0.0.1:81'}]",
+                "",
+            ),
+            (
+                "address: 10.0.0.1, capture: true",
+                "spec.capture: expected a mapping, found the boolean true",
+            ),
+            (
+                "address: 10.0.0.1, capture: {mode: nat}",
+                "spec.capture.mode: `nat` is not a known value | one of: redirect, tproxy",
+            ),
+            (
+                "address: 10.0.0.1, capture: {excludeInboundPort: [1]}",
+                "spec.capture.excludeInboundPort: unknown field `excludeInboundPort` | did you mean `excludeInboundPorts`?",
+            ),
+            (
+                "address: 10.0.0.1, capture: {excludeInboundPorts: [9999, 80]}, ports: [{port: 80}]",
+                "spec.capture.excludeInboundPorts[1]: port 80 is also in `ports` | a port passes the sidecar or it does not",
+            ),
+            (
+                "address: 10.0.0.1, capture: {excludeInboundPorts: [1, 1]}",
+                "spec.capture.excludeInboundPorts[1]: port 1 is given twice",
+            ),
+            (
+                "address: 10.0.0.1, capture: {excludeInboundPorts: [0]}",
+                "spec.capture.excludeInboundPorts[0]: 0 is out of range",
+            ),
+            (
+                "address: 10.0.0.1, capture: {excludeInboundPorts: [14020]}",
+                "spec.capture.excludeInboundPorts[0]: 14020 is a port of the sidecar, which is never captured",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, ports: [{port: 80, listen: 14006}]",
+                "spec.ports[0].listen: a captured workload has no `listen`: peers connect to the application's own port | remove `listen`, or `capture`",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, ports: [{port: 14000}]",
+                "spec.ports[0].port: 14000 is a port of the sidecar",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, ports: [{port: 14006}]",
+                "spec.ports[0].port: 14006 is a port of the sidecar",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, ports: [{port: 14020}]",
+                "spec.ports[0].port: 14020 is a port of the sidecar",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, ports: [{port: 14053}]",
+                "spec.ports[0].port: 14053 is a port of the sidecar",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, outbound: {port: 15001}, ports: [{port: 15001}]",
+                "spec: ports[0].port and outbound.port are both 15001",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, outbound: {port: 14053}",
+                "spec: outbound.port and port 14053 both want 127.0.0.1:14053",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, upstreams: [{service: b, localPort: 14020}]",
+                "spec: upstreams[0].localPort and port 14020 both want 127.0.0.1:14020",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, ports: [{port: 80, app: '127.0.0.1:14006'}]",
+                "spec: ports[0].app is 127.0.0.1:14006, which is port 14006 of the sidecar",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, ports: [{port: 80, app: '10.0.0.1:14006'}]",
+                "spec: ports[0].app is 10.0.0.1:14006, which is port 14006 of the sidecar",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, ports: [{port: 80}, {port: 80}]",
+                "spec: ports[1] has the number or name of another port",
+            ),
+            (
+                "address: 127.0.0.1, capture: {}",
+                "spec.address: peers cannot reach a captured workload at 127.0.0.1 | capture needs an address of the workload's own",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, additionalAddresses: ['::1']",
+                "spec.additionalAddresses[0]: peers cannot reach a captured workload at ::1",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, additionalAddresses: ['::']",
+                "spec.additionalAddresses[0]: peers cannot connect to ::",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, additionalAddresses: ['::ffff:10.0.0.1']",
+                "spec.additionalAddresses[0]: 10.0.0.1 is given twice",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, additionalAddresses: ['fd00::1', 'fd00:0::1']",
+                "spec.additionalAddresses[1]: fd00::1 is given twice",
+            ),
+            (
+                "address: 10.0.0.1, capture: {}, additionalAddresses: [10.0.1.1, 10.0.1.2, 10.0.1.3, 10.0.1.4, 10.0.1.5, 10.0.1.6, 10.0.1.7, 10.0.1.8, 10.0.1.9]",
+                "spec.additionalAddresses: 9 items, at most 8 are allowed",
+            ),
+            (
+                "address: 10.0.0.1, additionalAddresses: [10.0.0.2]",
+                "spec.additionalAddresses: `additionalAddresses` needs `capture`",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn addresses_and_names_of_services() {
+    let inside = |more: &str| format!("selector: {{a: b}}, ports: [{{port: 80}}], {more}");
+    let outside = |more: &str| format!("type: ExternalName, ports: [{{port: 443}}], {more}");
+    let table: &[(String, &str)] = &[
+        (inside("clusterIP: ''"), ""),
+        (inside("clusterIP: None, clusterIPs: [None]"), ""),
+        (inside("clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1, 'fd00::1']"), ""),
+        (inside("clusterIPs: ['fd00::1', 10.96.0.1]"), ""),
+        (
+            inside("clusterIP: none"),
+            "spec.clusterIP: `none` is not an IP address | write an IP address, or None",
+        ),
+        (
+            inside("clusterIP: 10.96.0.1, clusterIPs: ['fd00::1', 10.96.0.1]"),
+            "spec.clusterIPs[0]: `clusterIPs` begins with fd00::1, but `clusterIP` is 10.96.0.1 | the first of `clusterIPs` is `clusterIP`",
+        ),
+        (
+            inside("clusterIP: None, clusterIPs: [10.96.0.1]"),
+            "spec.clusterIPs[0]: `clusterIPs` begins with 10.96.0.1, but `clusterIP` is None",
+        ),
+        (
+            inside("clusterIPs: [None, 10.96.0.1]"),
+            "spec.clusterIPs[0]: `None` stands alone",
+        ),
+        (
+            inside("clusterIPs: [10.96.0.1, 10.96.0.1]"),
+            "spec.clusterIPs[1]: 10.96.0.1 is given twice",
+        ),
+        (
+            inside("clusterIPs: [10.96.0.1, 10.96.0.2]"),
+            "spec.clusterIPs[1]: 10.96.0.2 is a second address of its family",
+        ),
+        (
+            inside("clusterIPs: [10.96.0.1, 'fd00::1', 10.96.0.2]"),
+            "spec.clusterIPs: 3 items, at most 2 are allowed",
+        ),
+        (
+            inside("clusterIP: 127.0.0.1"),
+            "spec.clusterIP: 127.0.0.1 cannot be the address of a service",
+        ),
+        (
+            inside("clusterIP: 0.0.0.0"),
+            "spec.clusterIP: 0.0.0.0 cannot be the address of a service",
+        ),
+        (
+            inside("clusterIP: 240.240.7.7"),
+            "spec.clusterIP: 240.240.7.7 is in 240.240.0.0/16, which the mesh gives away itself | remove the field",
+        ),
+        (
+            inside("externalName: api.example.com"),
+            "spec.externalName: `externalName` is for services of `type: ExternalName` | add that type, or remove the field",
+        ),
+        (outside("externalName: API.example.com"), ""),
+        (outside("externalName: api.example.com, clusterIP: ''"), ""),
+        (
+            outside("selector: {}"),
+            "spec: required field `externalName` is missing",
+        ),
+        (
+            outside("externalName: api.example.com, selector: {a: b}"),
+            "spec.selector: no workload is behind an ExternalName service | remove `selector`, or `type: ExternalName`",
+        ),
+        (
+            outside("externalName: api.example.com, clusterIP: 10.96.0.1"),
+            "spec.clusterIP: an ExternalName service has no cluster IP | remove the field",
+        ),
+        (
+            outside("externalName: api.example.com, clusterIPs: [None]"),
+            "spec.clusterIPs: an ExternalName service has no cluster IP",
+        ),
+        (
+            outside("externalName: 10.0.0.1"),
+            "spec.externalName: `10.0.0.1` is not a DNS name | an address is not a name",
+        ),
+        (
+            outside("externalName: 'fd00::1'"),
+            "spec.externalName: `fd00::1` is not a DNS name | an address is not a name",
+        ),
+        (
+            outside("externalName: 'api.example.com:443'"),
+            "spec.externalName: `api.example.com:443` is not a DNS name | write the full name of a host",
+        ),
+        (
+            outside("externalName: api"),
+            "spec.externalName: `api` is not a DNS name | write the full name of a host",
+        ),
+        (
+            "type: ExternalName, externalName: api.example.com, ports: [{port: 443, targetPort: 443}]".to_owned(),
+            "",
+        ),
+        (
+            "type: ExternalName, externalName: api.example.com, ports: [{port: 443, targetPort: 8443}]".to_owned(),
+            "spec.ports: port 443 has another `targetPort` | connections to an ExternalName service go to `port`",
+        ),
+        (
+            "type: ExternalName, externalName: api.example.com".to_owned(),
+            "spec: required field `ports` is missing",
+        ),
+    ];
+    let table: Vec<(&str, &str)> = table.iter().map(|(spec, e)| (spec.as_str(), *e)).collect();
+    check_specs("apiVersion: v1\nkind: Service", &table);
+}
+
+#[test]
+fn unknown_destinations() {
+    check_specs(
+        "apiVersion: weft.dev/v1alpha1\nkind: MeshConfig",
+        &[
+            ("outbound: {unknown: allow}", ""),
+            ("outbound: {unknown: deny}", ""),
+            ("outbound: {}", ""),
+            (
+                "outbound: {unknown: drop}",
+                "spec.outbound.unknown: `drop` is not a known value | one of: allow, deny",
+            ),
+            (
+                "outbound: {unkown: deny}",
+                "spec.outbound.unkown: unknown field `unkown` | did you mean `unknown`?",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_finding_without_a_place_says_none() {
+    let finding = Diagnostic {
+        level: Level::Error,
+        file: String::new(),
+        line: 0,
+        column: 0,
+        kind: "MeshConfig".to_owned(),
+        name: String::new(),
+        field: "spec.trustDomain".to_owned(),
+        message: "is wrong".to_owned(),
+        help: String::new(),
+        in_force: None,
+    };
+    assert_eq!(
+        finding.to_string(),
+        "error: MeshConfig: spec.trustDomain: is wrong"
+    );
+}
+
 #[test]
 fn every_problem_of_a_document_is_reported_in_order() {
     let text = http_rule("{matchs: [], backendRefs: [{nam: a, port: 0}]}");
@@ -350,6 +635,7 @@ fn no_text_is_too_bad() {
     let examples = [
         include_str!("../../../examples/routing.yaml"),
         include_str!("../../../examples/grpc.yaml"),
+        include_str!("../../../examples/captured.yaml"),
     ];
     let mut state: u64 = 1;
     let mut next = |bound: usize| {

@@ -4,10 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::field::{Field, Object};
 use super::{Content, Meta, Reference, Role, check, label};
-use crate::model::{Protocol, Upstream, Workload, WorkloadPort};
+use crate::model::{
+    Capture, CaptureMode, Protocol, SIDECAR_PORTS, Upstream, Workload, WorkloadPort,
+};
 
 const DEFAULT_OUTBOUND_PORT: u16 = 14001;
 const DEFAULT_LISTEN_PORT: u16 = 14006;
+const MAX_ADDITIONAL_ADDRESSES: usize = 8;
+const MAX_EXCLUDED_PORTS: usize = 64;
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 pub(super) fn decode(object: &Object<'_>, meta: &Meta) -> (Option<Content>, Vec<Reference>) {
@@ -24,17 +28,20 @@ pub(super) fn decode(object: &Object<'_>, meta: &Meta) -> (Option<Content>, Vec<
         labels: meta.labels.clone(),
         service_account: "default".to_owned(),
         address: LOCALHOST,
+        additional_addresses: Vec::new(),
+        capture: None,
         ports: Vec::new(),
         outbound_port: DEFAULT_OUTBOUND_PORT,
         upstreams: Vec::new(),
         weight: 1,
     };
+    let capture = spec.optional("capture").and_then(|f| decode_capture(&f));
+    let (capture, excluded) = capture.unzip();
+    workload.capture = capture;
     if let Some(account) = spec.optional("serviceAccount").and_then(|f| account(&f)) {
         workload.service_account = account;
     }
-    if let Some(address) = spec.required("address").and_then(|f| address(&f)) {
-        workload.address = address;
-    }
+    decode_addresses(&spec, &mut workload);
     if let Some(weight) = spec.optional("weight").and_then(|f| f.integer(0..=1000)) {
         workload.weight = u32::try_from(weight).unwrap_or(1);
     }
@@ -46,11 +53,23 @@ pub(super) fn decode(object: &Object<'_>, meta: &Meta) -> (Option<Content>, Vec<
     }
     if let Some(ports) = spec.optional("ports") {
         let items = ports.items(64);
-        let only = items.len() == 1;
+        let arrival = match (&workload.capture, items.len()) {
+            (Some(_), _) => Arrival::Captured,
+            (None, 1) => Arrival::OnlyPort,
+            (None, _) => Arrival::OneOfSeveral,
+        };
         workload.ports = items
             .iter()
-            .filter_map(|item| decode_port(item, only))
+            .filter_map(|item| decode_port(item, arrival))
             .collect();
+    }
+    for (port, field) in excluded.unwrap_or_default() {
+        if workload.port(port).is_some() {
+            field.error(
+                format!("port {port} is also in `ports`"),
+                "a port passes the sidecar or it does not: remove it from one of the two",
+            );
+        }
     }
     if let Some(upstreams) = spec.optional("upstreams") {
         for item in upstreams.items(1024) {
@@ -62,6 +81,89 @@ pub(super) fn decode(object: &Object<'_>, meta: &Meta) -> (Option<Content>, Vec<
     spec.finish();
     check_ports(&field, &workload);
     (Some(Content::Workload(workload)), references)
+}
+
+/// How peers get to a port, which decides what its document may say.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Arrival {
+    /// They connect to the application's port, and the kernel leads them to the sidecar.
+    Captured,
+    /// They connect to the sidecar's port, which has a default.
+    OnlyPort,
+    /// They connect to the sidecar's port, which must be said.
+    OneOfSeveral,
+}
+
+/// The capture and the ports that it leaves out, with their places.
+fn decode_capture<'a>(field: &Field<'a>) -> Option<(Capture, Vec<(u16, Field<'a>)>)> {
+    let object = field.object()?;
+    let modes = [
+        ("redirect", CaptureMode::Redirect),
+        ("tproxy", CaptureMode::Tproxy),
+    ];
+    let mode = object.optional("mode").and_then(|f| f.choice(&modes));
+    let mut excluded: Vec<(u16, Field<'a>)> = Vec::new();
+    let items = object
+        .optional("excludeInboundPorts")
+        .map(|f| f.items(MAX_EXCLUDED_PORTS));
+    for item in items.unwrap_or_default() {
+        let Some(port) = item.port() else { continue };
+        if excluded.iter().any(|(other, _)| *other == port) {
+            item.error(format!("port {port} is given twice"), "remove one of them");
+        }
+        if SIDECAR_PORTS.contains(&port) {
+            item.warning(
+                format!("{port} is a port of the sidecar, which is never captured"),
+                "remove it",
+            );
+        }
+        excluded.push((port, item));
+    }
+    object.finish();
+    let mut exclude_inbound_ports: Vec<u16> = excluded.iter().map(|(port, _)| *port).collect();
+    exclude_inbound_ports.sort_unstable();
+    let capture = Capture {
+        mode: mode.unwrap_or(CaptureMode::Redirect),
+        exclude_inbound_ports,
+    };
+    Some((capture, excluded))
+}
+
+fn decode_addresses(spec: &Object<'_>, workload: &mut Workload) {
+    let captured = workload.capture.is_some();
+    let own = |field: &Field<'_>| {
+        let address = address(field)?;
+        if captured && address.is_loopback() {
+            field.error(
+                format!("peers cannot reach a captured workload at {address}"),
+                "capture needs an address of the workload's own: of its pod, container, machine or network namespace",
+            );
+        }
+        Some(address)
+    };
+    if let Some(address) = spec.required("address").and_then(|f| own(&f)) {
+        workload.address = address;
+    }
+    let Some(additional) = spec.optional("additionalAddresses") else {
+        return;
+    };
+    if !captured {
+        additional.error(
+            "`additionalAddresses` needs `capture`: without it peers connect to the sidecar at `address` only",
+            "add `capture: {}`, or remove the field",
+        );
+    }
+    for item in additional.items(MAX_ADDITIONAL_ADDRESSES) {
+        let Some(address) = own(&item) else { continue };
+        if workload.addresses().any(|other| other == address) {
+            item.error(
+                format!("{address} is given twice"),
+                "write each address once, `address` among them",
+            );
+            continue;
+        }
+        workload.additional_addresses.push(address);
+    }
 }
 
 fn account(field: &Field<'_>) -> Option<String> {
@@ -91,16 +193,26 @@ fn address(field: &Field<'_>) -> Option<IpAddr> {
             "write the address that peers reach this workload at",
         );
     }
-    Some(address)
+    // An IPv4 address in the clothes of IPv6 is the same address.
+    Some(address.to_canonical())
 }
 
-fn decode_port(item: &Field<'_>, only: bool) -> Option<WorkloadPort> {
+fn decode_port(item: &Field<'_>, arrival: Arrival) -> Option<WorkloadPort> {
     let object = item.object()?;
     let name = object
         .optional("name")
         .and_then(|f| label(&f))
         .map(str::to_owned);
-    let number = object.required("port").and_then(|f| f.port());
+    let number = object.required("port").and_then(|f| {
+        let number = f.port()?;
+        if arrival == Arrival::Captured && SIDECAR_PORTS.contains(&number) {
+            f.error(
+                format!("{number} is a port of the sidecar"),
+                "an application beside a sidecar that captures needs another port",
+            );
+        }
+        Some(number)
+    });
     let protocol = object.optional("protocol").and_then(|f| {
         f.choice(&[
             ("http", Protocol::Http),
@@ -109,13 +221,19 @@ fn decode_port(item: &Field<'_>, only: bool) -> Option<WorkloadPort> {
             ("tcp", Protocol::Tcp),
         ])
     });
-    let listen = object.optional("listen").and_then(|f| f.port());
-    if !only && object.optional("listen").is_none() {
-        item.error(
+    let listen_field = object.optional("listen");
+    match (arrival, &listen_field) {
+        (Arrival::Captured, Some(field)) => field.error(
+            "a captured workload has no `listen`: peers connect to the application's own port",
+            "remove `listen`, or `capture`",
+        ),
+        (Arrival::OneOfSeveral, None) => item.error(
             "a port of several needs `listen`, the sidecar's port that peers connect to",
             format!("give each port its own, for example `listen: {DEFAULT_LISTEN_PORT}`"),
-        );
+        ),
+        _ => {}
     }
+    let listen = listen_field.and_then(|f| f.port());
     let app = object.optional("app").and_then(|f| {
         let text = f.text()?;
         let parsed = text.parse::<SocketAddr>().ok().filter(|a| a.port() != 0);
@@ -129,12 +247,17 @@ fn decode_port(item: &Field<'_>, only: bool) -> Option<WorkloadPort> {
     });
     object.finish();
     let port = number?;
+    let captured = arrival == Arrival::Captured;
     Some(WorkloadPort {
         name,
         port,
         protocol: protocol.unwrap_or(Protocol::Undeclared),
-        listen: listen.unwrap_or(DEFAULT_LISTEN_PORT),
-        app: app.unwrap_or(SocketAddr::new(LOCALHOST, port)),
+        listen: if captured {
+            port
+        } else {
+            listen.unwrap_or(DEFAULT_LISTEN_PORT)
+        },
+        app: app.or_else(|| (!captured).then_some(SocketAddr::new(LOCALHOST, port))),
     })
 }
 
@@ -191,6 +314,14 @@ fn check_ports(spec: &Field<'_>, workload: &Workload) {
         }
         taken.push((address, port, what));
     };
+    if workload.capture.is_some() {
+        for port in SIDECAR_PORTS {
+            // This one has a setting.
+            if port != DEFAULT_OUTBOUND_PORT {
+                claim(LOCALHOST, port, format!("port {port}"));
+            }
+        }
+    }
     claim(
         LOCALHOST,
         workload.outbound_port,
@@ -204,7 +335,15 @@ fn check_ports(spec: &Field<'_>, workload: &Workload) {
         );
     }
     for (i, port) in workload.ports.iter().enumerate() {
-        claim(workload.address, port.listen, format!("ports[{i}].listen"));
+        match workload.capture {
+            None => claim(workload.address, port.listen, format!("ports[{i}].listen")),
+            // The application's, not the sidecar's: but both cannot have it.
+            Some(_) if port.port == workload.outbound_port => spec.error(
+                format!("ports[{i}].port and outbound.port are both {}", port.port),
+                "the application and the sidecar need different ports",
+            ),
+            Some(_) => {}
+        }
     }
     for (i, port) in workload.ports.iter().enumerate() {
         let twin =
@@ -215,15 +354,18 @@ fn check_ports(spec: &Field<'_>, workload: &Workload) {
                 "make them differ",
             );
         }
+        let Some(app) = port.app else { continue };
+        // A sidecar that captures listens on all addresses.
+        let local = match workload.capture {
+            Some(_) if workload.addresses().any(|own| own == app.ip()) => LOCALHOST,
+            _ => app.ip(),
+        };
         if let Some((_, _, what)) = taken
             .iter()
-            .find(|(address, p, _)| SocketAddr::new(*address, *p) == port.app)
+            .find(|(address, p, _)| (*address, *p) == (local, app.port()))
         {
             spec.error(
-                format!(
-                    "ports[{i}].app is {}, which is {what} of the sidecar",
-                    port.app
-                ),
+                format!("ports[{i}].app is {app}, which is {what} of the sidecar"),
                 "the application and the sidecar need different ports",
             );
         }

@@ -6,14 +6,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Backend, Mesh, Protocol, Route, RouteKind, Service, ServicePort, Target, Workload};
+use super::{
+    Backend, Mesh, Owner, Protocol, Route, RouteKind, Service, ServicePort, Target, VirtualIps,
+    Workload,
+};
 use crate::config::{
     At, Content, Diagnostic, Document, Id, Level, PolicyDocument, Reference, Role,
 };
 
 impl Mesh {
     /// Builds the mesh of these documents. Of several with one name the first counts.
-    pub(crate) fn build(documents: &[Arc<Document>]) -> (Self, Vec<Diagnostic>) {
+    /// Services without an address of their own keep the virtual one that they have in `ips`,
+    /// or get one there.
+    pub(crate) fn build(
+        documents: &[Arc<Document>],
+        ips: &mut VirtualIps,
+    ) -> (Self, Vec<Diagnostic>) {
         let mut findings = Vec::new();
         let documents = unique(documents, &mut findings);
         let mut mesh = Self::default();
@@ -42,6 +50,8 @@ impl Mesh {
         attach_routes(&mut mesh);
         apply_policies(&mut mesh, policies, &mut findings);
         fill_protocols(&mut mesh);
+        *ips = mesh.allocate(ips);
+        mesh.index_addresses();
         let mut winners = Winners::default();
         for document in &documents {
             for reference in &document.references {
@@ -49,9 +59,14 @@ impl Mesh {
             }
             match &document.content {
                 Content::Workload(workload) => {
-                    check_protocols(&mesh, document, workload, &mut findings)
+                    check_protocols(&mesh, document, workload, &mut findings);
+                    check_owned(&mesh, document, workload, &mut findings);
                 }
-                Content::Service(service) => check_service(&mesh, document, service, &mut findings),
+                Content::Service(service) => {
+                    check_service(&mesh, document, service, &mut findings);
+                    check_cluster_ips(&mesh, document, service, &mut findings);
+                    check_external(&mesh, document, service, &mut findings);
+                }
                 _ => {}
             }
         }
@@ -534,24 +549,135 @@ fn check_service(
         return;
     };
     for (index, port) in service.ports.iter().enumerate() {
-        let missing: Vec<&str> = service
-            .workloads
-            .iter()
-            .filter(|name| {
-                mesh.workload(&service.namespace, name)
-                    .is_some_and(|workload| workload.target(&port.target).is_none())
-            })
-            .map(String::as_str)
-            .collect();
+        let (transport, _) = mesh.endpoints(service, port);
+        let (mut missing, mut excluded) = (Vec::new(), Vec::new());
+        for name in &service.workloads {
+            let workload = mesh.workload(&service.namespace, name);
+            match workload.and_then(|w| w.reach(&port.target)) {
+                None => missing.push(name.as_str()),
+                Some(reach) if reach.transport != transport => excluded.push(name.as_str()),
+                Some(_) => {}
+            }
+        }
+        let mut report = |message: String, help: &str| {
+            let field = format!("spec.ports[{index}].targetPort");
+            let help = help.to_owned();
+            findings.push(warn(document, document.at, &field, message, help));
+        };
         if !missing.is_empty() {
+            report(
+                format!("not a port of Workload {}", missing.join(", ")),
+                "it gets no requests for this port; add the port to the Workload",
+            );
+        }
+        if !excluded.is_empty() {
+            report(
+                format!(
+                    "left out by `excludeInboundPorts` of Workload {}, but not by all others",
+                    excluded.join(", ")
+                ),
+                "it gets no requests for this port: leave the port out everywhere or nowhere",
+            );
+        }
+    }
+}
+
+/// An address of a captured workload is its own alone.
+fn check_owned(
+    mesh: &Mesh,
+    document: &Document,
+    workload: &Workload,
+    findings: &mut Vec<Diagnostic>,
+) {
+    if workload.capture.is_none() {
+        return;
+    }
+    for (index, address) in workload.addresses().enumerate() {
+        let own = Owner::Workload(workload).describe();
+        let Some(owner) = mesh.owner(address).map(Owner::describe) else {
+            continue;
+        };
+        if owner == own {
+            continue;
+        }
+        let field = match index {
+            0 => "spec.address".to_owned(),
+            _ => format!("spec.additionalAddresses[{}]", index - 1),
+        };
+        findings.push(warn(
+            document,
+            document.at,
+            &field,
+            format!("{address} is also that of {owner}"),
+            "captured connections to it are meant for that one; change one of them".to_owned(),
+        ));
+    }
+}
+
+/// An address of a service is its own alone, and each service has one.
+fn check_cluster_ips(
+    mesh: &Mesh,
+    document: &Document,
+    service: &Service,
+    findings: &mut Vec<Diagnostic>,
+) {
+    let own = Owner::Service(service).describe();
+    for address in &service.addresses {
+        let Some(owner) = mesh.owner(*address).map(Owner::describe) else {
+            continue;
+        };
+        if owner != own {
             findings.push(warn(
                 document,
                 document.at,
-                &format!("spec.ports[{index}].targetPort"),
-                format!("not a port of Workload {}", missing.join(", ")),
-                "it gets no requests for this port; add the port to the Workload".to_owned(),
+                "spec.clusterIP",
+                format!("{address} is also that of {owner}"),
+                "captured connections to it are meant for that one; change one of them".to_owned(),
             ));
         }
+    }
+    let in_force = mesh.service(&service.namespace, &service.name);
+    if in_force.is_some_and(|s| !s.headless && s.addresses.is_empty()) {
+        findings.push(warn(
+            document,
+            document.at,
+            "spec.clusterIP",
+            "no virtual address is left for this service".to_owned(),
+            "captured applications cannot call it; give it a `clusterIP`".to_owned(),
+        ));
+    }
+}
+
+/// A name outside of the mesh leads to one service, and not back into the mesh.
+fn check_external(
+    mesh: &Mesh,
+    document: &Document,
+    service: &Service,
+    findings: &mut Vec<Diagnostic>,
+) {
+    let Some(host) = &service.external_name else {
+        return;
+    };
+    let mut report = |message: String, help: &str| {
+        let field = "spec.externalName";
+        findings.push(warn(document, document.at, field, message, help.to_owned()));
+    };
+    let inside = format!(".svc.{}", mesh.config.cluster_domain);
+    if host.ends_with(&inside) || host.ends_with(".svc") || host.ends_with(".localhost") {
+        report(
+            format!("`{host}` is a name of the mesh"),
+            "an ExternalName service is reached without mTLS and routes: call that service by its own name",
+        );
+    }
+    let first = mesh.external(&service.namespace, host);
+    if let Some(first) = first.filter(|first| first.name != service.name) {
+        report(
+            format!(
+                "`{host}` is also that of Service {}/{}",
+                first.namespace, first.name
+            ),
+            "the name leads to that one, with its ports only; put all ports into one service",
+        );
     }
 }
 
@@ -562,6 +688,9 @@ fn check_addresses(documents: &[Arc<Document>], findings: &mut Vec<Diagnostic>) 
         let Content::Workload(workload) = &document.content else {
             continue;
         };
+        if workload.capture.is_some() {
+            continue;
+        }
         for (index, port) in workload.ports.iter().enumerate() {
             let key = (workload.address, port.listen);
             let Some(owner) = owners.insert(key, &document.id) else {

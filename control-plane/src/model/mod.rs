@@ -4,15 +4,25 @@
 //! What needs several documents is resolved here once: which workloads a service has,
 //! which routes and which policy apply to it.
 
+mod address;
 mod build;
 #[cfg(test)]
 mod tests;
+mod virtual_ip;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use weft_certs::spiffe::TrustDomain;
+
+pub(crate) use address::Owner;
+pub use virtual_ip::VirtualIps;
+pub(crate) use virtual_ip::{ServiceKey, is_virtual};
+
+/// The ports of a sidecar that captures: admin, outbound, inbound, public admin, DNS. They
+/// are no application's.
+pub const SIDECAR_PORTS: [u16; 5] = [14000, 14001, 14006, 14020, 14053];
 
 /// Everything that is in force. [`Mesh::default`] is the mesh without documents.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,6 +33,8 @@ pub struct Mesh {
     /// By age, then namespace and name: the order of precedence.
     pub(crate) routes: Vec<Route>,
     pub(crate) grants: Vec<ReferenceGrant>,
+    /// Made of the services and workloads.
+    book: address::AddressBook,
 }
 
 impl Mesh {
@@ -115,6 +127,8 @@ pub struct MeshConfig {
     pub cluster_domain: String,
     /// `spec.mtls.mode`, default strict.
     pub mtls: MtlsMode,
+    /// `spec.outbound.unknown`, default allow.
+    pub unknown: UnknownDestinations,
 }
 
 impl Default for MeshConfig {
@@ -125,8 +139,18 @@ impl Default for MeshConfig {
                 .expect("cluster.local is a valid trust domain"),
             cluster_domain: "cluster.local".to_owned(),
             mtls: MtlsMode::Strict,
+            unknown: UnknownDestinations::Allow,
         }
     }
+}
+
+/// What becomes of captured connections to addresses that are no service and no workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownDestinations {
+    /// They go where they were meant to go, as they are.
+    Allow,
+    /// They are refused.
+    Deny,
 }
 
 /// Whether a sidecar accepts callers without an identity.
@@ -176,8 +200,13 @@ pub struct Service {
     pub name: String,
     /// `spec.ports` over TCP, in the order of the document.
     pub ports: Vec<ServicePort>,
-    /// `spec.clusterIP: None`; routes cannot attach to it.
+    /// `spec.clusterIP: None`: names stand for the addresses of its workloads, and routes
+    /// cannot attach to it.
     pub headless: bool,
+    /// `spec.clusterIPs`, else its virtual address; empty if it is headless.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.externalName`, in lower case: the service is outside of the mesh.
+    pub external_name: Option<String>,
     /// `spec.selector`; without one no workload is behind the service.
     pub(crate) selector: BTreeMap<String, String>,
     /// Names of the workloads that the selector picks, sorted.
@@ -231,6 +260,10 @@ pub struct Workload {
     pub service_account: String,
     /// `spec.address`: where its peers reach the sidecar.
     pub address: IpAddr,
+    /// `spec.additionalAddresses`: the same workload under other addresses. Only with capture.
+    pub additional_addresses: Vec<IpAddr>,
+    /// `spec.capture`; without it, the application calls the sidecar's ports itself.
+    pub capture: Option<Capture>,
     /// `spec.ports`.
     pub ports: Vec<WorkloadPort>,
     /// `spec.outbound.port`, default 14001: the sidecar's proxy port for its application.
@@ -256,6 +289,76 @@ impl Workload {
             Target::Name(name) => port.name.as_ref() == Some(name),
         })
     }
+
+    /// All its addresses, `spec.address` first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        std::iter::once(self.address).chain(self.additional_addresses.iter().copied())
+    }
+
+    /// How callers reach it for a service port. Capture takes every port, declared or not;
+    /// without it there are only those that are declared.
+    #[must_use]
+    pub(crate) fn reach(&self, target: &Target) -> Option<Reach> {
+        let declared = self.target(target).map(|port| Reach {
+            port: port.listen,
+            transport: Transport::Mtls,
+        });
+        declared.or_else(|| match (&self.capture, target) {
+            (Some(capture), Target::Number(port)) => Some(Reach {
+                port: *port,
+                transport: capture.transport(*port),
+            }),
+            _ => None,
+        })
+    }
+}
+
+/// `spec.capture`: the kernel leads connections from and to the application to the sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// `mode`, default redirect.
+    pub mode: CaptureMode,
+    /// `excludeInboundPorts`, sorted: connections to them do not pass the sidecar.
+    pub exclude_inbound_ports: Vec<u16>,
+}
+
+impl Capture {
+    /// How callers have to connect to a port of the workload.
+    #[must_use]
+    pub(crate) fn transport(&self, port: u16) -> Transport {
+        let excluded = self.exclude_inbound_ports.binary_search(&port).is_ok();
+        if excluded || SIDECAR_PORTS.contains(&port) {
+            Transport::Plaintext
+        } else {
+            Transport::Mtls
+        }
+    }
+}
+
+/// By what the kernel captures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaptureMode {
+    /// NAT: the application sees the sidecar as its client.
+    Redirect,
+    /// Transparent proxying: the application sees the client's address.
+    Tproxy,
+}
+
+/// How a workload is reached for a service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reach {
+    /// The port on its addresses.
+    pub(crate) port: u16,
+    pub(crate) transport: Transport,
+}
+
+/// What callers speak on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// TLS between the sidecars.
+    Mtls,
+    /// The connection does not pass a sidecar at its end.
+    Plaintext,
 }
 
 /// One port that a workload offers.
@@ -267,10 +370,11 @@ pub struct WorkloadPort {
     pub port: u16,
     /// `protocol`, else that of the services that target the port.
     pub protocol: Protocol,
-    /// `listen`: the sidecar's port, default 14006.
+    /// The port that peers connect to: `listen`, default 14006; with capture `port`.
     pub listen: u16,
-    /// `app`: where the application listens, default 127.0.0.1 and `port`.
-    pub app: std::net::SocketAddr,
+    /// `app`: where the application listens, default 127.0.0.1 and `port`. With capture the
+    /// default, `None`, is the address that the peer connected to.
+    pub app: Option<SocketAddr>,
 }
 
 /// A destination with a local port of its own.

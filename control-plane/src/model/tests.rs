@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Mesh, Protocol};
+use super::{Mesh, Protocol, VirtualIps};
 use crate::config::{Level, parse_file};
 
 fn build(text: &str) -> (Mesh, Vec<String>) {
@@ -17,7 +17,7 @@ fn build(text: &str) -> (Mesh, Vec<String>) {
             )
         })
         .collect();
-    let (mesh, findings) = Mesh::build(&documents);
+    let (mesh, findings) = Mesh::build(&documents, &mut VirtualIps::default());
     (mesh, findings.iter().map(ToString::to_string).collect())
 }
 
@@ -378,7 +378,7 @@ fn there_is_one_mesh_config() {
         &[config("a", "first.mesh"), config("b", "second.mesh")].concat(),
     );
     let documents: Vec<_> = parsed.iter().filter_map(|p| p.document.clone()).collect();
-    let (mesh, findings) = Mesh::build(&documents);
+    let (mesh, findings) = Mesh::build(&documents, &mut VirtualIps::default());
     assert_eq!(mesh.trust_domain().as_str(), "first.mesh");
     assert_eq!(findings.len(), 1);
     assert_eq!(findings[0].level, Level::Error);

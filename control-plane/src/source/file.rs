@@ -16,11 +16,12 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use super::addresses;
 use super::kept::{self, Kept};
 use crate::config::{
     Diagnostic, Document, Id, Level, Parsed, count_documents, parse_document, parse_file,
 };
-use crate::model::Mesh;
+use crate::model::{Mesh, VirtualIps};
 
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 10 << 20;
@@ -56,6 +57,10 @@ pub struct FileSource {
     data: Option<PathBuf>,
     /// What is stored there.
     stored: Vec<Kept>,
+    /// The virtual addresses given away so far.
+    ips: VirtualIps,
+    /// Those that are stored; `None` if that is no use.
+    stored_ips: Option<VirtualIps>,
 }
 
 /// What is known of one file.
@@ -83,14 +88,26 @@ impl FileSource {
             troubles: Vec::new(),
             data: None,
             stored: Vec::new(),
+            ips: VirtualIps::default(),
+            stored_ips: Some(VirtualIps::default()),
         }
     }
 
-    /// Starts from the last good documents that [`Self::watch`] stored in a data directory,
-    /// and lets it store them there. Blocks on the disk.
+    /// Gives services the virtual addresses that they have in a data directory, and stores
+    /// nothing there. Blocks on the disk.
+    #[must_use]
+    pub fn with_addresses_of(mut self, data: &Path) -> Self {
+        self.stored_ips = addresses::load(data);
+        self.ips = self.stored_ips.clone().unwrap_or_default();
+        self
+    }
+
+    /// Starts from the last good documents and the virtual addresses that [`Self::watch`]
+    /// stored in a data directory, and lets it store them there. Blocks on the disk.
     #[must_use]
     pub fn keeping(mut self, data: impl Into<PathBuf>) -> Self {
         let data = data.into();
+        self = self.with_addresses_of(&data);
         self.stored = kept::load(&data);
         self.data = Some(data);
         for kept in &self.stored {
@@ -204,9 +221,18 @@ impl FileSource {
         named.filter_map(move |(name, file)| is_in(name, directory).then_some(file))
     }
 
-    /// Stores the last good documents if they are others than those stored.
+    /// Stores the last good documents and the virtual addresses if they are others than
+    /// those stored.
     pub(super) fn keep(&mut self) {
         let Some(data) = &self.data else { return };
+        if self.stored_ips.as_ref() != Some(&self.ips) {
+            match addresses::store(data, &self.ips) {
+                Ok(()) => self.stored_ips = Some(self.ips.clone()),
+                Err(error) => {
+                    tracing::warn!(data = %data.display(), %error, "cannot store the virtual addresses of services: after a restart some may have others");
+                }
+            }
+        }
         let good = self.files.values().flat_map(|file| file.good.values());
         let good: Vec<Kept> = good
             .map(|document| Kept {
@@ -226,7 +252,7 @@ impl FileSource {
         }
     }
 
-    fn assemble(&self) -> Load {
+    fn assemble(&mut self) -> Load {
         let mut documents = Vec::new();
         let mut diagnostics = self.troubles.clone();
         let mut stale: BTreeSet<(&str, &Id)> = BTreeSet::new();
@@ -249,7 +275,7 @@ impl FileSource {
             documents.extend(good.into_iter().map(Arc::clone));
             diagnostics.extend(file.duplicates());
         }
-        let (mesh, findings) = Mesh::build(&documents);
+        let (mesh, findings) = Mesh::build(&documents, &mut self.ips);
         // A version that is not in the file any more has nothing to warn about.
         let is_stale = |finding: &Diagnostic| {
             stale.iter().any(|(file, id)| {

@@ -1,5 +1,6 @@
 //! Where documents come from: a directory of YAML files.
 
+mod addresses;
 mod file;
 mod kept;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `Cluster`: a service port over mTLS, or the workload's own application.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use weft_api::any::pack;
 use weft_api::envoy::config::cluster::v3 as api;
@@ -12,7 +13,10 @@ use weft_api::envoy::extensions::upstreams::http::v3 as http;
 use weft_api::extensions::PeakEwma;
 
 use super::{Context, Node, endpoint, names, proto};
-use crate::model::{Balancer, Protocol, Service, ServicePort, Workload, WorkloadPort};
+use crate::model::{
+    Balancer, Policy, Protocol, Service, ServicePort, Transport, UnknownDestinations, Workload,
+    WorkloadPort,
+};
 use api::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
 use http::http_protocol_options::{
     ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
@@ -25,6 +29,7 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 pub(super) const ALPN_HTTP: &[&str] = &["h2", "http/1.1"];
 pub(super) const ALPN_TCP: &[&str] = &["weft-tcp"];
 
+/// Of the clusters without end, `pod|`, none: they are asked for by name.
 pub(super) fn names(cx: &Context<'_>, node: &Node<'_>) -> Vec<String> {
     let services = cx.mesh.services();
     let mut names: Vec<String> = services
@@ -35,8 +40,15 @@ pub(super) fn names(cx: &Context<'_>, node: &Node<'_>) -> Vec<String> {
                 .map(|port| names::cluster(service, port))
         })
         .collect();
-    if let Some(workload) = cx.mesh.workload(node.namespace, node.workload) {
-        names.extend(workload.ports.iter().map(|p| inbound_name(p.port)));
+    let Some(workload) = workload(cx, node) else {
+        return names;
+    };
+    names.extend(workload.ports.iter().map(|p| inbound_name(p.port)));
+    if workload.capture.is_some() {
+        names.push(format!("{}{}", names::INBOUND, names::ANY_PORT));
+        if passthrough(cx).is_some() {
+            names.push(names::PASSTHROUGH.to_owned());
+        }
     }
     names
 }
@@ -47,36 +59,144 @@ pub(super) fn inbound_name(port: u16) -> String {
 
 pub(super) fn cluster(cx: &Context<'_>, node: &Node<'_>, name: &str) -> Option<api::Cluster> {
     if let Some(port) = name.strip_prefix(names::INBOUND) {
-        let workload = cx.mesh.workload(node.namespace, node.workload)?;
-        return Some(inbound(workload.port(names::number(port)?)?));
+        let workload = workload(cx, node)?;
+        if port == names::ANY_PORT {
+            workload.capture.as_ref()?;
+            return Some(original(name, protocol_options(as_downstream())));
+        }
+        return Some(inbound(name, workload.port(names::number(port)?)?));
+    }
+    if name == names::PASSTHROUGH {
+        return passthrough(cx);
+    }
+    if let Some(pod) = names::find_pod(cx.mesh, name) {
+        return Some(single(cx, &pod));
     }
     let (service, port) = names::find_cluster(cx.mesh, name)?;
-    Some(outbound(cx, service, port))
+    Some(match &service.external_name {
+        Some(host) => external(service, port, host),
+        None => outbound(cx, service, port),
+    })
 }
 
 fn outbound(cx: &Context<'_>, service: &Service, port: &ServicePort) -> api::Cluster {
+    let (transport, members) = cx.mesh.endpoints(service, port);
+    let tls = || {
+        let ids = members.iter().map(|(workload, _)| *workload);
+        let sni = format!(
+            "{}.{}.svc.{}",
+            service.name, service.namespace, cx.mesh.config.cluster_domain
+        );
+        let nobody = format!("svc/{}", service.name);
+        let identities = identities(cx, ids, &service.namespace, &nobody);
+        proto::transport_socket(&upstream_tls(port.protocol, &identities, sni))
+    };
     api::Cluster {
-        name: names::cluster(service, port),
+        load_balancing_policy: Some(balancing(service.policy.balancer)),
+        transport_socket: (transport == Transport::Mtls).then(tls),
+        metadata: Some(service_metadata(service, port)),
+        ..discovered(
+            names::cluster(service, port),
+            port.protocol,
+            &service.policy,
+        )
+    }
+}
+
+/// One workload at one of its addresses.
+fn single(cx: &Context<'_>, pod: &names::Pod<'_>) -> api::Cluster {
+    let names::Pod { workload, address } = pod;
+    let tls = || {
+        let domain = &cx.mesh.config.cluster_domain;
+        let sni = format!(
+            "{}.{}.pod.{domain}",
+            dashed(address.ip()),
+            workload.namespace
+        );
+        let nobody = format!("pod/{}", workload.name);
+        let identities = identities(cx, [*workload], &workload.namespace, &nobody);
+        proto::transport_socket(&upstream_tls(pod.protocol(), &identities, sni))
+    };
+    let policy = Policy::default();
+    api::Cluster {
+        load_balancing_policy: Some(balancing(policy.balancer)),
+        transport_socket: (pod.transport() == Transport::Mtls).then(tls),
+        metadata: Some(proto::metadata(&[
+            ("namespace", proto::string_value(&workload.namespace)),
+            ("port", proto::number_value(address.port())),
+            ("workload", proto::string_value(&workload.name)),
+        ])),
+        ..discovered(pod.cluster(), pod.protocol(), &policy)
+    }
+}
+
+/// An address as one label of a name.
+fn dashed(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string().replace('.', "-"),
+        // Not the short form: a label neither begins nor ends with a dash.
+        IpAddr::V6(ip) => ip.segments().map(|part| format!("{part:x}")).join("-"),
+    }
+}
+
+/// What clusters have in common whose endpoints are told apart from them.
+fn discovered(name: String, protocol: Protocol, policy: &Policy) -> api::Cluster {
+    api::Cluster {
+        name,
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: Some(proto::ads()),
             ..Default::default()
         }),
-        connect_timeout: Some(proto::duration(service.policy.connect_timeout)),
-        load_balancing_policy: Some(balancing(service.policy.balancer)),
-        typed_extension_protocol_options: match port.protocol {
-            Protocol::Tcp => HashMap::new(),
-            Protocol::Grpc | Protocol::Http2 => protocol_options(http2()),
-            Protocol::Http | Protocol::Undeclared => protocol_options(as_downstream()),
-        },
-        transport_socket: Some(proto::transport_socket(&upstream_tls(cx, service, port))),
-        metadata: Some(proto::metadata(&[
-            ("namespace", proto::string_value(&service.namespace)),
-            ("port", proto::number_value(port.port)),
-            ("service", proto::string_value(&service.name)),
-        ])),
+        connect_timeout: Some(proto::duration(policy.connect_timeout)),
+        typed_extension_protocol_options: outbound_options(protocol),
         ..Default::default()
     }
+}
+
+/// A host outside of the mesh, without mTLS.
+fn external(service: &Service, port: &ServicePort, host: &str) -> api::Cluster {
+    let name = names::cluster(service, port);
+    api::Cluster {
+        name: name.clone(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::LogicalDns as i32)),
+        connect_timeout: Some(proto::duration(service.policy.connect_timeout)),
+        load_balancing_policy: Some(balancing(Balancer::RoundRobin)),
+        typed_extension_protocol_options: outbound_options(port.protocol),
+        load_assignment: Some(assignment(name, proto::named_address(host, port.port))),
+        metadata: Some(service_metadata(service, port)),
+        ..Default::default()
+    }
+}
+
+/// Where connections go that are not for the mesh; none if they may not.
+fn passthrough(cx: &Context<'_>) -> Option<api::Cluster> {
+    match cx.mesh.config.unknown {
+        UnknownDestinations::Allow => Some(original(names::PASSTHROUGH, HashMap::new())),
+        UnknownDestinations::Deny => None,
+    }
+}
+
+/// Where the connection was meant to go.
+fn original(name: &str, options: ProtocolOptions) -> api::Cluster {
+    api::Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(
+            DiscoveryType::OriginalDst as i32,
+        )),
+        lb_policy: api::cluster::LbPolicy::ClusterProvided as i32,
+        connect_timeout: Some(proto::duration(Policy::default().connect_timeout)),
+        typed_extension_protocol_options: options,
+        ..Default::default()
+    }
+}
+
+fn service_metadata(service: &Service, port: &ServicePort) -> core::Metadata {
+    proto::metadata(&[
+        ("namespace", proto::string_value(&service.namespace)),
+        ("port", proto::number_value(port.port)),
+        ("service", proto::string_value(&service.name)),
+    ])
 }
 
 /// The policies in order of preference: the client takes the first that it knows.
@@ -111,17 +231,17 @@ fn balancing(balancer: Balancer) -> api::LoadBalancingPolicy {
 }
 
 fn upstream_tls(
-    cx: &Context<'_>,
-    service: &Service,
-    port: &ServicePort,
+    protocol: Protocol,
+    identities: &BTreeSet<String>,
+    sni: String,
 ) -> tls::UpstreamTlsContext {
-    let alpn = match port.protocol {
+    let alpn = match protocol {
         Protocol::Tcp => ALPN_TCP,
         _ => ALPN_HTTP,
     };
     let validation = CombinedCertificateValidationContext {
         default_validation_context: Some(tls::CertificateValidationContext {
-            match_typed_subject_alt_names: identities(cx, service, port)
+            match_typed_subject_alt_names: identities
                 .iter()
                 .map(|identity| tls::SubjectAltNameMatcher {
                     san_type: tls::subject_alt_name_matcher::SanType::Uri as i32,
@@ -139,71 +259,90 @@ fn upstream_tls(
             alpn,
             ValidationContextType::CombinedValidationContext(validation),
         )),
-        sni: format!(
-            "{}.{}.svc.{}",
-            service.name, service.namespace, cx.mesh.config.cluster_domain
-        ),
+        sni,
         ..Default::default()
     }
 }
 
-/// Who may answer for a service port. Without workloads it is an identity that the CA
-/// signs for nobody: an empty list would mean everybody.
-fn identities(cx: &Context<'_>, service: &Service, port: &ServicePort) -> BTreeSet<String> {
-    let mut identities: BTreeSet<String> = endpoint::endpoints(cx.mesh, service, port)
-        .filter_map(|(workload, _)| endpoint::identity(cx.mesh, workload))
+/// Who may answer. Without workloads it is an identity that the CA signs for nobody: an empty
+/// list would mean everybody.
+fn identities<'a>(
+    cx: &Context<'_>,
+    workloads: impl IntoIterator<Item = &'a Workload>,
+    namespace: &str,
+    nobody: &str,
+) -> BTreeSet<String> {
+    let mut identities: BTreeSet<String> = workloads
+        .into_iter()
+        .filter_map(|workload| endpoint::identity(cx.mesh, workload))
         .map(|id| id.to_string())
         .collect();
     if identities.is_empty() {
         identities.insert(format!(
-            "spiffe://{}/ns/{}/svc/{}",
-            cx.mesh.trust_domain(),
-            service.namespace,
-            service.name
+            "spiffe://{}/ns/{namespace}/{nobody}",
+            cx.mesh.trust_domain()
         ));
     }
     identities
 }
 
-fn inbound(port: &WorkloadPort) -> api::Cluster {
-    let name = inbound_name(port.port);
-    let endpoint = endpoint_api::LbEndpoint {
-        host_identifier: Some(endpoint_api::lb_endpoint::HostIdentifier::Endpoint(
-            endpoint_api::Endpoint {
-                address: Some(proto::address(port.app.ip(), port.app.port())),
-                ..Default::default()
-            },
-        )),
-        ..Default::default()
-    };
+/// The application itself: where its document says, else where the peer connected to.
+fn inbound(name: &str, port: &WorkloadPort) -> api::Cluster {
     let options = match port.protocol {
         Protocol::Tcp => HashMap::new(),
         Protocol::Http => protocol_options(http1()),
         Protocol::Http2 | Protocol::Grpc => protocol_options(http2()),
         Protocol::Undeclared => protocol_options(as_downstream()),
     };
+    let Some(app) = port.app else {
+        return original(name, options);
+    };
     api::Cluster {
-        name: name.clone(),
+        name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
-        connect_timeout: Some(proto::duration(
-            crate::model::Policy::default().connect_timeout,
-        )),
+        connect_timeout: Some(proto::duration(Policy::default().connect_timeout)),
         typed_extension_protocol_options: options,
-        load_assignment: Some(endpoint_api::ClusterLoadAssignment {
-            cluster_name: name,
-            endpoints: vec![endpoint_api::LocalityLbEndpoints {
-                lb_endpoints: vec![endpoint],
-                ..Default::default()
-            }],
-            ..Default::default()
-        }),
+        load_assignment: Some(assignment(
+            name.to_owned(),
+            proto::address(app.ip(), app.port()),
+        )),
         ..Default::default()
     }
 }
 
-fn protocol_options(
-    options: UpstreamProtocolOptions,
-) -> HashMap<String, weft_api::google::protobuf::Any> {
+/// The one endpoint of a cluster that carries it.
+fn assignment(cluster_name: String, address: core::Address) -> endpoint_api::ClusterLoadAssignment {
+    let endpoint = endpoint_api::LbEndpoint {
+        host_identifier: Some(endpoint_api::lb_endpoint::HostIdentifier::Endpoint(
+            endpoint_api::Endpoint {
+                address: Some(address),
+                ..Default::default()
+            },
+        )),
+        ..Default::default()
+    };
+    endpoint_api::ClusterLoadAssignment {
+        cluster_name,
+        endpoints: vec![endpoint_api::LocalityLbEndpoints {
+            lb_endpoints: vec![endpoint],
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+fn outbound_options(protocol: Protocol) -> ProtocolOptions {
+    match protocol {
+        Protocol::Tcp => HashMap::new(),
+        Protocol::Grpc | Protocol::Http2 => protocol_options(http2()),
+        Protocol::Http | Protocol::Undeclared => protocol_options(as_downstream()),
+    }
+}
+
+/// By name; there is at most one.
+type ProtocolOptions = HashMap<String, weft_api::google::protobuf::Any>;
+
+fn protocol_options(options: UpstreamProtocolOptions) -> ProtocolOptions {
     let options = http::HttpProtocolOptions {
         upstream_protocol_options: Some(options),
         ..Default::default()

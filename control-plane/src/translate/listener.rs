@@ -1,28 +1,39 @@
 //! `Listener`: where the application calls out, and where peers call in.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use prost::{Message, Name};
 use weft_api::any::pack;
 use weft_api::envoy::config::core::v3 as core;
 use weft_api::envoy::config::listener::v3 as api;
 use weft_api::envoy::config::route::v3::RouteConfiguration;
+use weft_api::envoy::data::dns::v3::DnsTable;
 use weft_api::envoy::extensions::filters::http::router::v3::Router;
 use weft_api::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use weft_api::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use weft_api::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use weft_api::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use weft_api::envoy::extensions::filters::udp::dns_filter::v3 as dns;
 use weft_api::envoy::extensions::transport_sockets::tls::v3 as tls;
 use weft_api::google::protobuf as pb;
 
 use super::cluster::{ALPN_HTTP, ALPN_TCP, inbound_name, workload};
 use super::{Context, Node, names, proto, route};
 use crate::model::{
-    Mesh, MtlsMode, Protocol, Service, ServicePort, Upstream, Workload, WorkloadPort,
+    Capture, CaptureMode, Mesh, MtlsMode, Protocol, Service, ServicePort, UnknownDestinations,
+    Upstream, Workload, WorkloadPort,
 };
+use dns::dns_filter_config::{ServerContextConfig, server_context_config};
 use hcm::http_connection_manager::RouteSpecifier;
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const LOCALHOST_V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+const EVERYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const EVERYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+/// Where the kernel leads connections to a captured application.
+const INBOUND_PORT: u16 = 14006;
+/// Where the kernel leads the DNS queries of a captured application.
+const DNS_PORT: u16 = 14053;
 /// What the HTTP inspector finds in plaintext.
 const PLAIN_HTTP: &[&str] = &["http/1.1", "h2c"];
 
@@ -31,13 +42,16 @@ pub(super) fn names(cx: &Context<'_>, node: &Node<'_>) -> Vec<String> {
     let Some(workload) = workload(cx, node) else {
         return Vec::new();
     };
+    let captured = [names::DNS, names::INBOUND_ANY].map(str::to_owned);
+    let captured = captured.into_iter().filter(|_| workload.capture.is_some());
     let inbound = workload.ports.iter().map(|port| inbound_name(port.port));
     let outbound = workload
         .upstreams
         .iter()
         .filter(|upstream| destination(cx.mesh, upstream).is_some())
         .map(|upstream| format!("{}{}", names::OUTBOUND_PORT, upstream.local_port));
-    inbound
+    captured
+        .chain(inbound)
         .chain([names::OUTBOUND.to_owned()])
         .chain(outbound)
         .collect()
@@ -45,8 +59,12 @@ pub(super) fn names(cx: &Context<'_>, node: &Node<'_>) -> Vec<String> {
 
 pub(super) fn listener(cx: &Context<'_>, node: &Node<'_>, name: &str) -> Option<api::Listener> {
     let workload = workload(cx, node)?;
-    if name == names::OUTBOUND {
-        return Some(proxy(workload));
+    match (name, &workload.capture) {
+        (names::OUTBOUND, None) => return Some(proxy(workload)),
+        (names::OUTBOUND, Some(_)) => return Some(captured_outbound(cx, workload)),
+        (names::INBOUND_ANY, Some(capture)) => return Some(captured_inbound(cx, capture)),
+        (names::DNS, Some(_)) => return Some(captured_dns(cx, workload)),
+        _ => {}
     }
     if let Some(port) = name.strip_prefix(names::INBOUND) {
         let port = workload.port(names::number(port)?)?;
@@ -136,46 +154,141 @@ fn outbound(
     listener
 }
 
-/// Where peers reach a port of the application.
+/// Where the kernel leads the connections of the application: the same proxy, and a way out
+/// for those that are not for the mesh.
+fn captured_outbound(cx: &Context<'_>, workload: &Workload) -> api::Listener {
+    let leave = || {
+        let filter = tcp_filter(names::PASSTHROUGH, vec![(names::PASSTHROUGH.to_owned(), 1)]);
+        chain(names::PASSTHROUGH, filter)
+    };
+    api::Listener {
+        additional_addresses: also_at(proto::address(LOCALHOST_V6, workload.outbound_port)),
+        use_original_dst: yes(),
+        default_filter_chain: match cx.mesh.config.unknown {
+            UnknownDestinations::Allow => Some(leave()),
+            UnknownDestinations::Deny => None,
+        },
+        ..proxy(workload)
+    }
+}
+
+/// Where the kernel leads connections to the application: those to declared ports are handed
+/// over to the listeners of these, the others are served here.
+fn captured_inbound(cx: &Context<'_>, capture: &Capture) -> api::Listener {
+    let cluster = format!("{}{}", names::INBOUND, names::ANY_PORT);
+    api::Listener {
+        name: names::INBOUND_ANY.to_owned(),
+        address: Some(proto::address(EVERYWHERE, INBOUND_PORT)),
+        additional_addresses: also_at(proto::address(EVERYWHERE_V6, INBOUND_PORT)),
+        use_original_dst: yes(),
+        transparent: match capture.mode {
+            CaptureMode::Redirect => None,
+            CaptureMode::Tproxy => yes(),
+        },
+        traffic_direction: core::TrafficDirection::Inbound as i32,
+        filter_chains: inbound_chains(cx, &cluster, Protocol::Undeclared),
+        listener_filters: inspectors(),
+        metadata: Some(proto::metadata(&[])),
+        ..Default::default()
+    }
+}
+
+/// Where the kernel leads the application's DNS queries. The addresses of the mesh's names
+/// are asked for one by one, as virtual hosts; what is listed are names that look like others'.
+fn captured_dns(cx: &Context<'_>, workload: &Workload) -> api::Listener {
+    let config = dns::DnsFilterConfig {
+        stat_prefix: names::DNS.to_owned(),
+        server_config: Some(ServerContextConfig {
+            config_source: Some(server_context_config::ConfigSource::InlineDnsTable(
+                DnsTable::default(),
+            )),
+        }),
+        ..Default::default()
+    };
+    let external = cx.mesh.external_names(&workload.namespace);
+    api::Listener {
+        name: names::DNS.to_owned(),
+        address: Some(proto::udp_address(LOCALHOST, DNS_PORT)),
+        additional_addresses: also_at(proto::udp_address(LOCALHOST_V6, DNS_PORT)),
+        udp_listener_config: Some(api::UdpListenerConfig::default()),
+        traffic_direction: core::TrafficDirection::Outbound as i32,
+        listener_filters: vec![listener_filter("envoy.filters.udp.dns_filter", &config)],
+        metadata: Some(proto::metadata(&[
+            (
+                "cluster_domain",
+                proto::string_value(&cx.mesh.config.cluster_domain),
+            ),
+            ("external", proto::list_value(external)),
+        ])),
+        ..Default::default()
+    }
+}
+
+fn also_at(address: core::Address) -> Vec<api::AdditionalAddress> {
+    vec![api::AdditionalAddress {
+        address: Some(address),
+        ..Default::default()
+    }]
+}
+
+fn yes() -> Option<pb::BoolValue> {
+    Some(pb::BoolValue { value: true })
+}
+
+/// Where peers reach a port of the application. A captured one has no socket of its own.
 fn inbound(cx: &Context<'_>, workload: &Workload, port: &WorkloadPort) -> api::Listener {
     let name = inbound_name(port.port);
-    let has_http = port.protocol != Protocol::Tcp;
-    let has_tcp = matches!(port.protocol, Protocol::Tcp | Protocol::Undeclared);
-    let http = || {
-        let table: RouteConfiguration = route::forward_table(&name, name.clone());
-        http_filter(&name, RouteSpecifier::RouteConfig(table))
+    let (ip, bind_to_port) = match workload.capture {
+        None => (workload.address, None),
+        Some(_) => (EVERYWHERE, Some(pb::BoolValue { value: false })),
     };
-    let bytes = || tcp_filter(&name, vec![(name.clone(), 1)]);
-    let mut filter_chains = Vec::new();
-    if has_http {
-        filter_chains.push(mtls_chain("mtls-http", ALPN_HTTP, http()));
-    }
-    if has_tcp {
-        filter_chains.push(mtls_chain("mtls-tcp", ALPN_TCP, bytes()));
-    }
-    if cx.mesh.config.mtls == MtlsMode::Permissive {
-        if has_http {
-            filter_chains.push(plain_chain("plain-http", PLAIN_HTTP, http()));
-        }
-        if has_tcp {
-            filter_chains.push(plain_chain("plain-tcp", &[], bytes()));
-        }
-    }
     api::Listener {
         name: name.clone(),
-        address: Some(proto::address(workload.address, port.listen)),
+        address: Some(proto::address(ip, port.listen)),
+        bind_to_port,
         traffic_direction: core::TrafficDirection::Inbound as i32,
-        filter_chains,
-        listener_filters: vec![
-            listener_filter(
-                "envoy.filters.listener.tls_inspector",
-                &TlsInspector::default(),
-            ),
-            http_inspector(),
-        ],
+        filter_chains: inbound_chains(cx, &name, port.protocol),
+        listener_filters: inspectors(),
         metadata: Some(proto::metadata(&[("port", proto::number_value(port.port))])),
         ..Default::default()
     }
+}
+
+/// What peers may speak on the way to a cluster of the application.
+fn inbound_chains(cx: &Context<'_>, cluster: &str, protocol: Protocol) -> Vec<api::FilterChain> {
+    let has_http = protocol != Protocol::Tcp;
+    let has_tcp = matches!(protocol, Protocol::Tcp | Protocol::Undeclared);
+    let http = || {
+        let table: RouteConfiguration = route::forward_table(cluster, cluster.to_owned());
+        http_filter(cluster, RouteSpecifier::RouteConfig(table))
+    };
+    let bytes = || tcp_filter(cluster, vec![(cluster.to_owned(), 1)]);
+    let mut chains = Vec::new();
+    if has_http {
+        chains.push(mtls_chain("mtls-http", ALPN_HTTP, http()));
+    }
+    if has_tcp {
+        chains.push(mtls_chain("mtls-tcp", ALPN_TCP, bytes()));
+    }
+    if cx.mesh.config.mtls == MtlsMode::Permissive {
+        if has_http {
+            chains.push(plain_chain("plain-http", PLAIN_HTTP, http()));
+        }
+        if has_tcp {
+            chains.push(plain_chain("plain-tcp", &[], bytes()));
+        }
+    }
+    chains
+}
+
+fn inspectors() -> Vec<api::ListenerFilter> {
+    vec![
+        listener_filter(
+            "envoy.filters.listener.tls_inspector",
+            &TlsInspector::default(),
+        ),
+        http_inspector(),
+    ]
 }
 
 fn mtls_chain(name: &str, alpn: &[&str], filter: api::Filter) -> api::FilterChain {

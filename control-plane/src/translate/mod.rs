@@ -76,6 +76,12 @@ pub fn resource(cx: &Context<'_>, node: &Node<'_>, kind: Kind, name: &str) -> Op
     })
 }
 
+/// Whether a workload is one of the endpoints of a cluster.
+#[must_use]
+pub fn has_endpoint(mesh: &Mesh, cluster: &str, namespace: &str, workload: &str) -> bool {
+    endpoint::contains(mesh, cluster, namespace, workload)
+}
+
 /// Who may share the resource of that kind and name, whether it exists or not.
 #[must_use]
 pub fn scope(kind: Kind, name: &str) -> Scope {
@@ -88,7 +94,7 @@ pub fn scope(kind: Kind, name: &str) -> Scope {
 }
 
 /// The names that a wildcard subscription of this node stands for, in order: its own
-/// listeners; all clusters of the mesh and its inbound ones. Other kinds have none.
+/// listeners; the clusters of all services and those of its own. Other kinds have none.
 #[must_use]
 pub fn wildcard(cx: &Context<'_>, node: &Node<'_>, kind: Kind) -> Vec<String> {
     match kind {

@@ -1,13 +1,29 @@
-//! The names of resources, and what an authority means.
+//! The names of resources, and what an authority, an address and a DNS name mean.
 
-use crate::model::{Mesh, Service, ServicePort};
+use std::net::{IpAddr, SocketAddr};
 
-/// The route table of a sidecar, and the prefix of its virtual hosts.
+use crate::model::{
+    Mesh, Owner, Protocol, Service, ServicePort, Transport, Workload, WorkloadPort,
+};
+
+/// The route table of a sidecar, its listener, and the prefix of its virtual hosts.
 pub(super) const OUTBOUND: &str = "outbound";
 /// Listeners of single destinations.
 pub(super) const OUTBOUND_PORT: &str = "outbound|";
+/// The listener of captured connections to ports that are not declared.
+pub(super) const INBOUND_ANY: &str = "inbound";
 /// Listeners and clusters towards the application.
 pub(super) const INBOUND: &str = "inbound|";
+/// The cluster towards the application for ports that are not declared, after [`INBOUND`].
+pub(super) const ANY_PORT: &str = "*";
+/// The listener for DNS.
+pub(super) const DNS: &str = "dns";
+/// Virtual hosts that say what a DNS name stands for.
+pub(super) const DNS_NAME: &str = "dns/";
+/// The cluster of connections that go where they were meant to go.
+pub(super) const PASSTHROUGH: &str = "passthrough";
+/// Clusters of one port of one captured workload.
+const POD: &str = "pod|";
 /// The trust bundle.
 pub(super) const TRUST_BUNDLE: &str = "ROOTCA";
 /// The workload's own certificate.
@@ -42,13 +58,63 @@ pub(super) fn number(text: &str) -> Option<u16> {
     (number != 0 && number.to_string() == text).then_some(number)
 }
 
-/// The service port that an authority means in a namespace. The authority is in lower
-/// case and without a trailing dot.
+/// Where a request or a connection goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Destination<'a> {
+    /// A port of a service.
+    Service(&'a Service, &'a ServicePort),
+    /// A port of one workload.
+    Pod(Pod<'a>),
+}
+
+/// A port of a captured workload at one of its addresses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pod<'a> {
+    pub(super) workload: &'a Workload,
+    pub(super) address: SocketAddr,
+}
+
+impl<'a> Pod<'a> {
+    /// The name of its cluster.
+    pub(super) fn cluster(&self) -> String {
+        format!("{POD}{}", self.address)
+    }
+
+    fn port(&self) -> Option<&'a WorkloadPort> {
+        self.workload.port(self.address.port())
+    }
+
+    pub(super) fn protocol(&self) -> Protocol {
+        let port = self.port();
+        port.map_or(Protocol::Undeclared, |port| port.protocol)
+    }
+
+    pub(super) fn transport(&self) -> Transport {
+        let capture = self.workload.capture.as_ref();
+        capture.map_or(Transport::Mtls, |c| c.transport(self.address.port()))
+    }
+}
+
+/// The workload port of a cluster name, which has one spelling only.
+pub(super) fn find_pod<'a>(mesh: &'a Mesh, name: &str) -> Option<Pod<'a>> {
+    let text = name.strip_prefix(POD)?;
+    let address = socket_address(text).filter(|address| address.to_string() == text)?;
+    match at_address(mesh, address)? {
+        Destination::Pod(pod) => Some(pod),
+        Destination::Service(..) => None,
+    }
+}
+
+/// What an authority means in a namespace: a name as in [`resolve_host`], with or without a
+/// port, or an address with a port. It is in lower case and without a trailing dot.
 pub(super) fn resolve<'a>(
     mesh: &'a Mesh,
     namespace: &str,
     authority: &str,
-) -> Option<(&'a Service, &'a ServicePort)> {
+) -> Option<Destination<'a>> {
+    if let Some(address) = socket_address(authority) {
+        return at_address(mesh, address);
+    }
     let (host, port) = match authority.split_once(':') {
         Some((host, port)) => (host, Some(number(port)?)),
         None => (authority, None),
@@ -61,30 +127,111 @@ pub(super) fn resolve<'a>(
             _ => None,
         })?,
     };
-    Some((service, port))
+    Some(Destination::Service(service, port))
 }
 
+/// An address and a port, however they are spelt; IPv4 in the clothes of IPv6 is IPv4.
+fn socket_address(text: &str) -> Option<SocketAddr> {
+    let address: SocketAddr = text.parse().ok()?;
+    // A zone means another thing on each machine.
+    let has_zone = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    (address.port() != 0 && !has_zone).then_some(address)
+}
+
+fn at_address(mesh: &Mesh, address: SocketAddr) -> Option<Destination<'_>> {
+    match mesh.owner(address.ip())? {
+        Owner::Service(service) => {
+            let port = service.port(address.port())?;
+            Some(Destination::Service(service, port))
+        }
+        Owner::Workload(workload) => Some(Destination::Pod(Pod { workload, address })),
+    }
+}
+
+/// The service of a name in a namespace: `post`, `post.blog`, `post.blog.svc`,
+/// `post.blog.svc.cluster.local`, and the first two with `.mesh.localhost`.
 fn resolve_host<'a>(mesh: &'a Mesh, namespace: &str, host: &str) -> Option<&'a Service> {
     let (name, rest) = match host.strip_suffix(LOCAL_SUFFIX) {
         Some(short) => short.split_once('.').unwrap_or((short, namespace)),
         None => match host.split_once('.') {
             None => (host, namespace),
-            Some((name, rest)) => {
-                let rest = rest
-                    .strip_suffix(&format!(".svc.{}", mesh.config.cluster_domain))
-                    .or_else(|| rest.strip_suffix(".svc"))
-                    .unwrap_or(rest);
-                (name, rest)
-            }
+            Some((name, rest)) => (name, without_suffix(mesh, rest)),
         },
     };
     // A namespace has no dots, so anything longer is found nowhere.
     mesh.service(rest, name)
 }
 
+/// A name without the suffixes that all names of services have, if it has one.
+fn without_suffix<'a>(mesh: &Mesh, name: &'a str) -> &'a str {
+    name.strip_suffix(&mesh.config.cluster_domain)
+        .and_then(|rest| rest.strip_suffix(".svc."))
+        .or_else(|| name.strip_suffix(".svc"))
+        .unwrap_or(name)
+}
+
+/// The addresses of a DNS name, and for how many seconds they may be remembered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) ttl: u16,
+}
+
+/// A service keeps its address.
+const SERVICE_TTL: u16 = 30;
+/// Workloads come and go.
+const WORKLOAD_TTL: u16 = 5;
+
+/// What a DNS name, in lower case and without a trailing dot, stands for in a namespace.
+/// `None`: it is no name of the mesh.
+pub(super) fn resolve_dns(mesh: &Mesh, namespace: &str, name: &str) -> Option<Answer> {
+    let service = resolve_host(mesh, namespace, name).or_else(|| mesh.external(namespace, name));
+    match service {
+        Some(service) if service.headless => Some(Answer {
+            addresses: captured(mesh, service)
+                .filter(|workload| workload.weight > 0)
+                .flat_map(Workload::addresses)
+                .collect(),
+            ttl: WORKLOAD_TTL,
+        }),
+        Some(service) if service.addresses.is_empty() => None,
+        Some(service) => Some(Answer {
+            addresses: service.addresses.clone(),
+            ttl: SERVICE_TTL,
+        }),
+        None => Some(Answer {
+            addresses: resolve_member(mesh, name)?.addresses().collect(),
+            ttl: WORKLOAD_TTL,
+        }),
+    }
+}
+
+/// The workload of `<workload>.<headless service>.<namespace>`, with or without a suffix.
+/// Names of workloads may have dots.
+fn resolve_member<'a>(mesh: &'a Mesh, name: &str) -> Option<&'a Workload> {
+    let (name, namespace) = without_suffix(mesh, name).rsplit_once('.')?;
+    let (name, service) = name.rsplit_once('.')?;
+    let service = mesh.service(namespace, service).filter(|s| s.headless)?;
+    let index = service.workloads.binary_search_by(|w| w.as_str().cmp(name));
+    let workload = mesh.workload(namespace, &service.workloads[index.ok()?])?;
+    workload.capture.is_some().then_some(workload)
+}
+
+/// The workloads behind a service that take connections at their own addresses.
+pub(super) fn captured<'a>(
+    mesh: &'a Mesh,
+    service: &'a Service,
+) -> impl Iterator<Item = &'a Workload> {
+    let names = service.workloads.iter();
+    names
+        .filter_map(|name| mesh.workload(&service.namespace, name))
+        .filter(|workload| workload.capture.is_some())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::resolve;
+    use super::{Destination, resolve};
     use crate::translate::tests::mesh;
 
     #[test]
@@ -144,7 +291,10 @@ spec: {selector: {app: mesh}, ports: [{port: 7}]}
             ("blog", "post.", None),
             ("blog", "[::1]:80", None),
         ] {
-            let found = resolve(&mesh, from, authority).map(|(s, p)| super::cluster(s, p));
+            let found = resolve(&mesh, from, authority).map(|found| match found {
+                Destination::Service(service, port) => super::cluster(service, port),
+                Destination::Pod(pod) => pod.cluster(),
+            });
             assert_eq!(found.as_deref(), expect, "{authority} from {from}");
         }
     }

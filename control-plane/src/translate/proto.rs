@@ -28,9 +28,23 @@ pub(super) fn ads() -> core::ConfigSource {
 }
 
 pub(super) fn address(ip: IpAddr, port: u16) -> core::Address {
+    named_address(&ip.to_string(), port)
+}
+
+/// The same for datagrams.
+pub(super) fn udp_address(ip: IpAddr, port: u16) -> core::Address {
+    let mut address = address(ip, port);
+    if let Some(core::address::Address::SocketAddress(socket)) = &mut address.address {
+        socket.protocol = core::socket_address::Protocol::Udp as i32;
+    }
+    address
+}
+
+/// A host whose addresses the client finds out.
+pub(super) fn named_address(host: &str, port: u16) -> core::Address {
     core::Address {
         address: Some(core::address::Address::SocketAddress(core::SocketAddress {
-            address: ip.to_string(),
+            address: host.to_owned(),
             port_specifier: Some(core::socket_address::PortSpecifier::PortValue(port.into())),
             ..Default::default()
         })),
@@ -54,6 +68,15 @@ pub(super) fn string_value(text: &str) -> pb::Value {
 pub(super) fn number_value(number: u16) -> pb::Value {
     pb::Value {
         kind: Some(pb::value::Kind::NumberValue(number.into())),
+    }
+}
+
+pub(super) fn list_value<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> pb::Value {
+    let values = texts.into_iter().map(|text| string_value(text.as_ref()));
+    pb::Value {
+        kind: Some(pb::value::Kind::ListValue(pb::ListValue {
+            values: values.collect(),
+        })),
     }
 }
 

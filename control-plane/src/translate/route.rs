@@ -8,6 +8,7 @@ use weft_api::envoy::config::route::v3 as api;
 use weft_api::envoy::r#type::matcher::v3 as matcher;
 use weft_api::google::protobuf as pb;
 
+use super::names::Destination;
 use super::{Context, Node, names, proto};
 use crate::model::{
     Backend, HeaderChanges, Match, PathChange, PathMatch, Protocol, Redirect, Route, RouteKind,
@@ -31,20 +32,51 @@ pub(super) fn configuration(name: &str) -> Option<api::RouteConfiguration> {
     })
 }
 
-/// The virtual host of `outbound/<authority>`.
+/// The virtual host of `outbound/<authority or address>`, or of `dns/<name>`.
 pub(super) fn virtual_host(
     cx: &Context<'_>,
     node: &Node<'_>,
     name: &str,
 ) -> Option<api::VirtualHost> {
+    if let Some(host) = name.strip_prefix(names::DNS_NAME) {
+        return dns_name(cx, node, name, host);
+    }
     let authority = name.strip_prefix(names::OUTBOUND)?.strip_prefix('/')?;
-    let (service, port) = names::resolve(cx.mesh, node.namespace, authority)?;
+    let (routes, protocol) = match names::resolve(cx.mesh, node.namespace, authority)? {
+        Destination::Service(service, port) => (routes(cx, node, service, port), port.protocol),
+        Destination::Pod(pod) => (pod_routes(&pod), pod.protocol()),
+    };
     Some(api::VirtualHost {
         name: name.to_owned(),
         domains: vec![authority.to_owned()],
-        routes: routes(cx, node, service, port),
+        routes,
+        metadata: Some(port_metadata(protocol)),
         ..Default::default()
     })
+}
+
+/// What a DNS name stands for; there is nothing to route.
+fn dns_name(cx: &Context<'_>, node: &Node<'_>, name: &str, host: &str) -> Option<api::VirtualHost> {
+    let answer = names::resolve_dns(cx.mesh, node.namespace, host)?;
+    let addresses = answer.addresses.iter().map(ToString::to_string);
+    Some(api::VirtualHost {
+        name: name.to_owned(),
+        domains: vec![host.to_owned()],
+        metadata: Some(proto::metadata(&[
+            ("addresses", proto::list_value(addresses)),
+            ("ttl", proto::number_value(answer.ttl)),
+        ])),
+        ..Default::default()
+    })
+}
+
+/// What is spoken on a port, for connections that nobody names a host for.
+fn port_metadata(protocol: Protocol) -> core::Metadata {
+    let word = match protocol {
+        Protocol::Undeclared => "",
+        declared => declared.name(),
+    };
+    proto::metadata(&[("protocol", proto::string_value(word))])
 }
 
 /// A table of one service for a listener of its own.
@@ -61,6 +93,7 @@ pub(super) fn service_table(
             name: names::cluster(service, port),
             domains: vec!["*".to_owned()],
             routes: routes(cx, node, service, port),
+            metadata: Some(port_metadata(port.protocol)),
             ..Default::default()
         }],
         ..Default::default()
@@ -96,7 +129,16 @@ fn forward_all(cluster: String) -> api::Route {
     }
 }
 
-/// The routes of a service port in order of precedence; the CONNECT route is last.
+/// The routes of one port of one workload: all of it, or bytes only.
+fn pod_routes(pod: &names::Pod<'_>) -> Vec<api::Route> {
+    let http = (pod.protocol() != Protocol::Tcp).then(|| forward_all(pod.cluster()));
+    http.into_iter()
+        .chain([connect(vec![(pod.cluster(), 1)])])
+        .collect()
+}
+
+/// The routes of a service port in order of precedence; the CONNECT route is last: it is for
+/// bytes, and goes where the TCPRoute of the port says.
 /// A port that is declared TCP has no other: requests are not what it understands.
 fn routes(
     cx: &Context<'_>,
@@ -104,7 +146,6 @@ fn routes(
     service: &Service,
     port: &ServicePort,
 ) -> Vec<api::Route> {
-    let own_cluster = names::cluster(service, port);
     let mut out = Vec::new();
     if port.protocol != Protocol::Tcp {
         let attached = cx.mesh.routes_for(service, port.port, node.namespace);
@@ -112,7 +153,7 @@ fn routes(
             .first()
             .is_none_or(|route| route.kind == RouteKind::Tcp)
         {
-            out.push(forward_all(own_cluster.clone()));
+            out.push(forward_all(names::cluster(service, port)));
         } else {
             out.extend(
                 ordered(&attached)
@@ -121,7 +162,7 @@ fn routes(
             );
         }
     }
-    out.push(connect(own_cluster));
+    out.push(connect(tcp_clusters(cx, node, service, port)));
     out
 }
 
@@ -372,8 +413,25 @@ fn redirect_action(redirect: &Redirect) -> api::RedirectAction {
     }
 }
 
-/// CONNECT to the service itself: an HTTP proxy's way to open a TCP connection.
-fn connect(cluster: String) -> api::Route {
+/// CONNECT: an HTTP proxy's way to open a TCP connection, and where captured connections go
+/// that are not HTTP.
+fn connect(mut clusters: Vec<(String, u32)>) -> api::Route {
+    let specifier = if clusters.len() == 1 {
+        ClusterSpecifier::Cluster(clusters.remove(0).0)
+    } else {
+        let weighted =
+            clusters
+                .into_iter()
+                .map(|(name, weight)| api::weighted_cluster::ClusterWeight {
+                    name,
+                    weight: Some(pb::UInt32Value { value: weight }),
+                    ..Default::default()
+                });
+        ClusterSpecifier::WeightedClusters(api::WeightedCluster {
+            clusters: weighted.collect(),
+            ..Default::default()
+        })
+    };
     api::Route {
         r#match: Some(api::RouteMatch {
             path_specifier: Some(PathSpecifier::ConnectMatcher(
@@ -382,7 +440,7 @@ fn connect(cluster: String) -> api::Route {
             ..Default::default()
         }),
         action: Some(Action::Route(api::RouteAction {
-            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
+            cluster_specifier: Some(specifier),
             timeout: Some(proto::duration(Duration::ZERO)),
             upgrade_configs: vec![UpgradeConfig {
                 upgrade_type: "CONNECT".to_owned(),

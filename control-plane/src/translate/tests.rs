@@ -9,7 +9,7 @@ use weft_api::json::to_json;
 
 use super::{Context, Node, Scope, resource, scope, wildcard};
 use crate::config::parse_file;
-use crate::model::Mesh;
+use crate::model::{Mesh, VirtualIps};
 
 /// The mesh of a text of documents; panics on errors.
 pub(super) fn mesh(text: &str) -> Mesh {
@@ -21,7 +21,7 @@ pub(super) fn mesh(text: &str) -> Mesh {
             Arc::clone(document.unwrap_or_else(|| panic!("{:?}", p.diagnostics)))
         })
         .collect();
-    Mesh::build(&documents).0
+    Mesh::build(&documents, &mut VirtualIps::default()).0
 }
 
 const POST: &str = "

@@ -38,6 +38,7 @@ use crate::cache::{Snapshot, Snapshots, load_draining, store_draining};
 use crate::clients::Clients;
 use crate::config::{Diagnostic, Level};
 use crate::connection::{self, Connection, Connections};
+use crate::drain::DRAIN_DEADLINE;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::source::{FileSource, Load};
@@ -79,6 +80,9 @@ pub struct Options {
     pub admin: SocketAddr,
     /// How long a sidecar may leave a response unread before it is cut. Default 30 s.
     pub stall_deadline: Duration,
+    /// How long a sidecar that shuts down waits until the others have acknowledged it.
+    /// Default 10 s.
+    pub drain_deadline: Duration,
 }
 
 impl Options {
@@ -91,6 +95,7 @@ impl Options {
             listen: DEFAULT_LISTEN.parse().expect("the constant is an address"),
             admin: DEFAULT_ADMIN.parse().expect("the constant is an address"),
             stall_deadline: STALL_DEADLINE,
+            drain_deadline: DRAIN_DEADLINE,
         }
     }
 }
@@ -215,6 +220,7 @@ impl App {
                 configuration,
                 data: options.data,
                 stall_deadline: options.stall_deadline,
+                drain_deadline: options.drain_deadline,
             },
         })
     }
@@ -280,6 +286,7 @@ struct Serving {
     configuration: Configuration,
     data: Option<PathBuf>,
     stall_deadline: Duration,
+    drain_deadline: Duration,
 }
 
 impl Serving {
@@ -345,6 +352,7 @@ impl Serving {
             metrics: self.metrics.clone(),
             shutdown: stopped.clone(),
             stall_deadline: self.stall_deadline,
+            drain_deadline: self.drain_deadline,
         };
         let identity = Identity {
             ca: self.ca.clone(),
@@ -662,7 +670,7 @@ mod tests {
             move || drained.store()
         });
         std::thread::park_timeout(Duration::from_millis(20));
-        drained.snapshots.connected("blog", "post").ended();
+        drop(drained.snapshots.connected("blog", "post").ended());
         drop(before);
         late.join().unwrap();
         assert_eq!(load_draining(directory.path()).len(), 1);

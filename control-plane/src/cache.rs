@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use weft_api::envoy::extensions::filters::network::http_connection_manager::v3::
 use weft_api::{Kind, any};
 
 use crate::ads::View;
+use crate::drain::Drain;
 use crate::model::Mesh;
 use crate::storage;
 use crate::translate::{self, Context, Node, Scope};
@@ -98,6 +99,10 @@ fn route_names(listener: &[u8]) -> Vec<String> {
     names.dedup();
     names
 }
+
+/// How many resources of a kind are kept for an audience. Names without end exist, such as
+/// those of every port of a captured workload: what is beyond it is encoded each time.
+const MAX_REMEMBERED: usize = 100_000;
 
 /// Encoded resources by audience (empty, a namespace, or `namespace/workload`) and name.
 /// Absent resources are not kept: their names come from clients.
@@ -250,10 +255,11 @@ impl View for NodeView {
         }
         let built = translate::resource(&self.snapshot.context(), &self.node(), kind, name)?;
         let encoded = Arc::new(Encoded::new(kind, built.body));
-        memo.write()
-            .entry(audience.to_owned())
-            .or_default()
-            .insert(name.to_owned(), encoded.clone());
+        let mut memo = memo.write();
+        let names = memo.entry(audience.to_owned()).or_default();
+        if names.len() < MAX_REMEMBERED {
+            names.insert(name.to_owned(), encoded.clone());
+        }
         Some(encoded)
     }
 }
@@ -261,15 +267,32 @@ impl View for NodeView {
 /// The current snapshot, and who is connected.
 ///
 /// Cheap to clone; all clones are the same. Writers serialize on the lock of `presence`,
-/// readers never take it.
+/// readers take it only for the drains.
 #[derive(Clone)]
 pub struct Snapshots {
     current: watch::Sender<Arc<Snapshot>>,
     presence: Arc<Mutex<Presence>>,
 }
 
-/// How many streams each workload has.
-type Presence = HashMap<Workload, usize>;
+/// The open streams.
+#[derive(Default)]
+struct Presence {
+    /// Whose stream each is, by its number.
+    streams: HashMap<u64, Arc<Workload>>,
+    /// How many each workload has.
+    counts: HashMap<Workload, usize>,
+    /// The number of the next.
+    next: u64,
+    /// Those under way, oldest first.
+    drains: Vec<Weak<Drain>>,
+}
+
+impl Presence {
+    /// The drains under way.
+    fn drains(&self) -> impl Iterator<Item = Arc<Drain>> {
+        self.drains.iter().filter_map(Weak::upgrade)
+    }
+}
 
 impl Snapshots {
     /// Starts with a mesh, and with the workloads that drain.
@@ -310,38 +333,62 @@ impl Snapshots {
     }
 
     /// Notes that a workload opened a stream: it no longer drains. The guard notes the end.
+    ///
+    /// Every drain that begins later waits for this stream: it must look at a snapshot that
+    /// is taken after this call.
     #[must_use]
     pub fn connected(&self, namespace: &str, workload: &str) -> Connected {
-        let workload = (namespace.to_owned(), workload.to_owned());
+        let workload = Arc::new((namespace.to_owned(), workload.to_owned()));
         let mut presence = self.presence.lock();
-        *presence.entry(workload.clone()).or_default() += 1;
-        self.edit_draining(|draining| draining.remove(&workload));
+        let number = presence.next;
+        presence.next += 1;
+        presence.streams.insert(number, workload.clone());
+        *presence.counts.entry((*workload).clone()).or_default() += 1;
+        for drain in presence.drains().filter(|d| d.workload() == &*workload) {
+            drain.overtaken();
+        }
+        self.edit_draining(|draining| draining.remove(&*workload));
         drop(presence);
         Connected {
             snapshots: self.clone(),
             workload,
-            clean: false,
+            number,
+            open: true,
         }
     }
 
-    fn disconnected(&self, workload: &Workload, clean: bool) {
+    /// Notes the end of a stream. Returns what to wait for if the workload is shutting down:
+    /// the end was clean, it was the last stream, and others may know the workload.
+    fn disconnected(&self, number: u64, workload: &Workload, clean: bool) -> Option<Arc<Drain>> {
         let mut presence = self.presence.lock();
-        let left = presence.get_mut(workload).map_or(0, |count| {
+        presence.streams.remove(&number);
+        presence.drains.retain(|drain| drain.strong_count() > 0);
+        for drain in presence.drains() {
+            drain.answered(number);
+        }
+        let left = presence.counts.get_mut(workload).map_or(0, |count| {
             *count -= 1;
             *count
         });
         if left > 0 {
-            return;
+            return None;
         }
-        presence.remove(workload);
-        let known = self
-            .current()
-            .mesh
-            .workload(&workload.0, &workload.1)
-            .is_some();
-        if clean && known {
-            self.edit_draining(|draining| draining.insert(workload.clone()));
+        presence.counts.remove(workload);
+        let (namespace, name) = workload;
+        let known = self.current().mesh.workload(namespace, name).is_some();
+        if !clean || !known {
+            return None;
         }
+        self.edit_draining(|draining| draining.insert(workload.clone()));
+        let current = self.current();
+        let drain = Arc::new(Drain::new(
+            workload.clone(),
+            current.generation,
+            current.mesh.clone(),
+            presence.streams.clone(),
+        ));
+        presence.drains.push(Arc::downgrade(&drain));
+        Some(drain)
     }
 
     /// The caller holds the lock of `presence`, so that no edit is lost.
@@ -358,20 +405,44 @@ impl Snapshots {
 /// A workload's open stream. Dropped without [`Self::ended`], the stream broke.
 pub struct Connected {
     snapshots: Snapshots,
-    workload: Workload,
-    clean: bool,
+    workload: Arc<Workload>,
+    number: u64,
+    open: bool,
 }
 
 impl Connected {
-    /// The sidecar ended the stream: if it was its last, it is shutting down.
-    pub fn ended(mut self) {
-        self.clean = true;
+    /// The number of the stream.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The drains under way that began after the snapshot `after` and not after `until`.
+    #[must_use]
+    pub fn drains(&self, after: u64, until: u64) -> Vec<Arc<Drain>> {
+        let presence = self.snapshots.presence.lock();
+        let drains = presence.drains();
+        drains
+            .filter(|drain| (after + 1..=until).contains(&drain.generation()))
+            .collect()
+    }
+
+    /// The sidecar ended the stream: if it was its last, it is shutting down. Returns what it
+    /// waits for then; the drain is over when the value is dropped.
+    #[must_use]
+    pub fn ended(mut self) -> Option<Arc<Drain>> {
+        self.open = false;
+        self.snapshots
+            .disconnected(self.number, &self.workload, true)
     }
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.snapshots.disconnected(&self.workload, self.clean);
+        if self.open {
+            self.snapshots
+                .disconnected(self.number, &self.workload, false);
+        }
     }
 }
 
@@ -474,7 +545,7 @@ spec: {address: 127.0.0.1, ports: [{port: 80}]}
         let before = view(&snapshots, "blog");
         let (cluster, endpoints) = (Kind::Cluster, Kind::Endpoint);
         assert!(same(&before, &before, cluster, NAME) && same(&before, &before, endpoints, NAME));
-        snapshots.connected("blog", "post").ended();
+        drop(snapshots.connected("blog", "post").ended());
         let after = view(&snapshots, "blog");
         assert_eq!(after.generation(), before.generation() + 1);
         assert!(same(&before, &after, cluster, NAME));
@@ -490,17 +561,17 @@ spec: {address: 127.0.0.1, ports: [{port: 80}]}
             snapshots.connected("blog", "post"),
             snapshots.connected("blog", "post"),
         );
-        first.ended();
+        assert!(first.ended().is_none());
         assert_eq!(drains(), 0);
-        second.ended();
+        assert!(second.ended().is_some());
         assert_eq!(drains(), 1);
         let again = snapshots.connected("blog", "post");
         assert_eq!(drains(), 0);
         drop(again);
         assert_eq!(drains(), 0, "a stream that breaks changes nothing");
-        snapshots.connected("blog", "unknown").ended();
+        assert!(snapshots.connected("blog", "unknown").ended().is_none());
         assert_eq!(drains(), 0);
-        snapshots.connected("blog", "post").ended();
+        drop(snapshots.connected("blog", "post").ended());
         snapshots.publish(Mesh::default());
         assert_eq!(drains(), 0, "what is gone does not drain");
     }

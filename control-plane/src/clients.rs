@@ -45,6 +45,8 @@ pub enum State {
     Stale,
     /// It rejected something, and serves the configuration before.
     Rejected,
+    /// It shuts down, and waits until nobody calls it.
+    Leaving,
 }
 
 impl State {
@@ -55,6 +57,7 @@ impl State {
             Self::Synced => "synced",
             Self::Stale => "stale",
             Self::Rejected => "rejected",
+            Self::Leaving => "leaving",
         }
     }
 }
@@ -63,6 +66,7 @@ struct Status {
     client: Client,
     since: SystemTime,
     settled: bool,
+    leaving: bool,
     kinds: Vec<(Kind, Summary)>,
     last_nack: Option<(SystemTime, Kind, String)>,
 }
@@ -76,6 +80,7 @@ impl Clients {
             client,
             since: now,
             settled: false,
+            leaving: false,
             kinds: Vec::new(),
             last_nack: None,
         };
@@ -111,7 +116,9 @@ impl Clients {
 
 impl Status {
     fn state(&self) -> State {
-        if self
+        if self.leaving {
+            State::Leaving
+        } else if self
             .kinds
             .iter()
             .any(|(_, summary)| summary.rejected.is_some())
@@ -164,6 +171,13 @@ impl Open {
         if let Some(status) = self.clients.open.lock().get_mut(&self.number) {
             status.settled = stream.is_settled();
             status.kinds = stream.summaries().collect();
+        }
+    }
+
+    /// Notes that the client shuts down.
+    pub fn leaving(&self) {
+        if let Some(status) = self.clients.open.lock().get_mut(&self.number) {
+            status.leaving = true;
         }
     }
 

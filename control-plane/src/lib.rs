@@ -4,6 +4,7 @@
 //! * [`translate`] turns a mesh into xDS resources; [`cache`] keeps them encoded.
 //! * [`ads`] tells sidecars; [`identity`] signs their certificates, [`token`] lets them join.
 //! * [`connection`] is TLS and who is at the other end; [`clients`] who is connected.
+//! * [`drain`] waits until nobody calls a workload that shuts down.
 //! * [`app`] puts it all together; [`metrics`] and the admin pages show what it does.
 
 mod admin;
@@ -13,6 +14,7 @@ pub mod cache;
 pub mod clients;
 pub mod config;
 pub mod connection;
+pub mod drain;
 pub mod identity;
 pub mod metrics;
 pub mod model;

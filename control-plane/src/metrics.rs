@@ -18,6 +18,7 @@ use prometheus::{
 use weft_api::Kind;
 
 use crate::clients::Clients;
+use crate::drain::Finished;
 
 /// How a signing request ended; the values of the label `result`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub struct Metrics {
     pub push: Histogram,
     /// Bytes of resources sent.
     pub push_bytes: IntCounter,
+    /// Endpoints published as draining to the last answer of the sidecars that call them.
+    pub drain: Histogram,
     /// Streams cut because the sidecar did not read.
     pub stalled: IntCounter,
     /// Open connections, after their handshake.
@@ -89,6 +92,7 @@ pub struct Metrics {
     pub routes: IntGauge,
     rejections: [IntCounter; Kind::ALL.len()],
     csr: [IntCounter; CsrResult::ALL.len()],
+    drains: [IntCounter; Finished::ALL.len()],
 }
 
 impl Metrics {
@@ -113,6 +117,15 @@ impl Metrics {
             ),
             "result",
             CsrResult::ALL.map(CsrResult::name),
+        );
+        let drains = counters(
+            &registry,
+            Opts::new(
+                "weft_control_drains_total",
+                "Sidecars that shut down, by whether all that call them have acknowledged it.",
+            ),
+            "result",
+            Finished::ALL.map(Finished::name),
         );
         let [errors, warnings] = gauges(
             &registry,
@@ -159,6 +172,11 @@ impl Metrics {
                 "weft_control_push_bytes_total",
                 "Bytes of resources sent to sidecars.",
             ),
+            drain: histogram(
+                &registry,
+                "weft_control_drain_seconds",
+                "Seconds from endpoints being published as draining to every sidecar that calls them having acknowledged it.",
+            ),
             stalled: counter(
                 &registry,
                 "weft_control_stalled_total",
@@ -186,6 +204,7 @@ impl Metrics {
             routes,
             rejections,
             csr,
+            drains,
             registry,
         }
     }
@@ -198,6 +217,11 @@ impl Metrics {
     /// Counts a signing request.
     pub fn csr(&self, result: CsrResult) {
         self.csr[result as usize].inc();
+    }
+
+    /// Counts a drain that ended.
+    pub fn drained(&self, finished: Finished) {
+        self.drains[finished as usize].inc();
     }
 
     /// Everything in the Prometheus text format.

@@ -6,8 +6,8 @@
 //! [`STALL_DEADLINE`].
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming};
+use weft_api::Kind;
 use weft_api::envoy::config::core::v3::{Node, node::UserAgentVersionType};
 use weft_api::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use weft_api::envoy::service::discovery::v3::{
@@ -26,10 +27,11 @@ use weft_api::envoy::service::discovery::v3::{
 use weft_certs::SpiffeId;
 
 use super::View as _;
-use super::state::{Heard, Outcome, Refusal, Stream};
+use super::state::{Heard, Outcome, Progress, Refusal, Stream};
 use crate::cache::{Connected, NodeView, Snapshot, Snapshots};
 use crate::clients::{Client, Clients, Open};
 use crate::connection::{MAX_STREAMS, Peer, Svid};
+use crate::drain::{Drain, Finished};
 use crate::metrics::{Metrics, seconds};
 use crate::model::Mesh;
 
@@ -53,6 +55,9 @@ pub struct Ads {
     pub shutdown: watch::Receiver<bool>,
     /// How long a client may leave a response unread; [`STALL_DEADLINE`] but in tests.
     pub stall_deadline: Duration,
+    /// How long a sidecar that shuts down waits for the others;
+    /// [`DRAIN_DEADLINE`](crate::drain::DRAIN_DEADLINE) but in tests.
+    pub drain_deadline: Duration,
 }
 
 type BoxedResponses<T> = Pin<Box<dyn Responses<Item = Result<T, Status>> + Send>>;
@@ -127,10 +132,21 @@ struct Conversation {
     view: NodeView,
     stream: Stream,
     status: Open,
+    connected: Connected,
+    /// What workloads that shut down wait for from this client.
+    owed: Vec<Owed>,
     /// There may be something to say.
     stirred: bool,
     /// Since when a response could not be handed over.
     blocked_since: Option<Instant>,
+}
+
+/// An answer to a workload that shuts down.
+struct Owed {
+    /// Gone when it waits no more.
+    drain: Weak<Drain>,
+    /// The clusters of it that this client had when the drain began.
+    clusters: Vec<String>,
 }
 
 impl Session {
@@ -146,14 +162,19 @@ impl Session {
             }
         };
         let mut snapshots = self.ads.snapshots.subscribe();
-        let snapshot = snapshots.borrow_and_update().clone();
         let node = first.node.clone().unwrap_or_default();
-        let (namespace, workload) = match admit(&node.id, &self.svid.id, snapshot.mesh()) {
+        let before = self.ads.snapshots.current();
+        let (namespace, workload) = match admit(&node.id, &self.svid.id, before.mesh()) {
             Ok(names) => names,
             Err(status) => return self.refuse(status),
         };
-        let view = NodeView::new(snapshot, namespace, workload);
         let connected = self.ads.snapshots.connected(namespace, workload);
+        // Of after that: what drains from now on waits for this stream.
+        let snapshot = snapshots.borrow_and_update().clone();
+        if let Err(status) = admit(&node.id, &self.svid.id, snapshot.mesh()) {
+            return self.refuse(status);
+        }
+        let view = NodeView::new(snapshot, namespace, workload);
         let client = self.client(&node);
         tracing::info!(node = ?client.node, identity = %client.identity, agent = ?client.agent, address = %client.address, "a sidecar connected");
         let conversation = Conversation {
@@ -161,11 +182,13 @@ impl Session {
             node: node.id.clone(),
             view,
             stream: Stream::default(),
+            connected,
+            owed: Vec::new(),
             stirred: false,
             blocked_since: None,
             session: self,
         };
-        conversation.run(first, snapshots, connected).await;
+        conversation.run(first, snapshots).await;
     }
 
     fn client(&self, node: &Node) -> Client {
@@ -238,7 +261,6 @@ impl Conversation {
         mut self,
         first: DeltaDiscoveryRequest,
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
-        connected: Connected,
     ) {
         let end = match self.on_request(first) {
             Ok(()) => self.converse(&mut snapshots).await,
@@ -246,10 +268,7 @@ impl Conversation {
         };
         let node = &self.node;
         match end {
-            End::Clean => {
-                tracing::info!(?node, "a sidecar shut down");
-                connected.ended();
-            }
+            End::Clean => self.leave().await,
             End::Broken(reason) => tracing::info!(?node, ?reason, "a sidecar's stream broke"),
             End::Refused(status) => self.session.refuse(status),
             End::Stalled => {
@@ -260,6 +279,48 @@ impl Conversation {
         }
     }
 
+    /// The sidecar shuts down: its response stream ends when nobody calls it any more.
+    async fn leave(self) {
+        let Self {
+            session,
+            node,
+            status,
+            connected,
+            ..
+        } = self;
+        tracing::info!(?node, "a sidecar shuts down");
+        let Some(drain) = connected.ended() else {
+            return;
+        };
+        status.leaving();
+        let begun = Instant::now();
+        let mut shutdown = session.ads.shutdown.clone();
+        let finished = tokio::select! {
+            // First: the end of the others' streams is no answer when it is our doing.
+            biased;
+            () = stopping(&mut shutdown) => {
+                return session.refuse(Status::unavailable("the control plane is shutting down"));
+            }
+            finished = drain.finished(session.ads.drain_deadline) => finished,
+        };
+        let metrics = &session.ads.metrics;
+        metrics.drained(finished);
+        match finished {
+            Finished::Acknowledged => metrics.drain.observe(seconds(begun.elapsed())),
+            Finished::TimedOut => {
+                let silent = drain.silent();
+                tracing::warn!(
+                    ?node,
+                    silent,
+                    "sidecars did not acknowledge in time that this one shuts down"
+                );
+            }
+            Finished::Overtaken => session.refuse(Status::aborted(
+                "the workload has connected again: it is not shutting down",
+            )),
+        }
+    }
+
     /// Cancel safe: what is lost by dropping it is lost by the end of the stream too.
     async fn converse(&mut self, snapshots: &mut watch::Receiver<Arc<Snapshot>>) -> End {
         let mut shutdown = self.session.ads.shutdown.clone();
@@ -267,6 +328,7 @@ impl Conversation {
         let expiry = expiry(self.session.svid.not_after);
         tokio::pin!(expiry);
         loop {
+            self.answer_drains();
             if self.stirred {
                 self.blocked_since.get_or_insert_with(Instant::now);
             } else {
@@ -307,9 +369,11 @@ impl Conversation {
                     if let Err(status) = admit(&self.node, &self.session.svid.id, snapshot.mesh()) {
                         return End::Refused(status);
                     }
+                    let before = self.view.generation();
                     self.view.replace(snapshot);
                     self.stream.on_snapshot();
                     self.stirred = true;
+                    self.note_drains(before);
                 }
                 () = sleep_until(stalled), if stalled.is_some() => return End::Stalled,
                 () = &mut expiry => {
@@ -333,6 +397,38 @@ impl Conversation {
         } else {
             End::Broken("the client closed the stream".to_owned())
         }
+    }
+
+    /// Takes in the drains that began since the snapshot `before`.
+    fn note_drains(&mut self, before: u64) {
+        for drain in self.connected.drains(before, self.view.generation()) {
+            let held = self.stream.held(Kind::Endpoint);
+            let clusters = held.filter(|name| drain.concerns(name));
+            self.owed.push(Owed {
+                clusters: clusters.map(str::to_owned).collect(),
+                drain: Arc::downgrade(&drain),
+            });
+        }
+    }
+
+    /// Answers the drains that have nothing to wait for from this client any more.
+    fn answer_drains(&mut self) {
+        let (stream, number) = (&self.stream, self.connected.number());
+        self.owed.retain(|owed| {
+            let Some(drain) = owed.drain.upgrade() else {
+                return false;
+            };
+            match stream.progress(Kind::Endpoint, &owed.clusters, drain.generation()) {
+                Progress::Pending => return true,
+                Progress::Applied => {}
+                Progress::Rejected => {
+                    let (namespace, workload) = drain.workload();
+                    tracing::warn!(node = ?self.node, draining = %format!("{namespace}/{workload}"), "a sidecar rejected the endpoints in which a workload drains, and may go on calling it");
+                }
+            }
+            drain.answered(number);
+            false
+        });
     }
 
     fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), End> {

@@ -18,7 +18,9 @@ use weft_api::envoy::service::discovery::v3::aggregated_discovery_service_client
 use weft_certs::{KeyPair, SpiffeId, SvidVerifier, SystemClock, WorkloadCert};
 use weft_control::app::{App, Options};
 
+mod drain;
 mod support;
+
 use support::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -23,6 +23,7 @@ use weft_api::envoy::config::core::v3::{HealthStatus, Node};
 use weft_api::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use weft_api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use weft_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use weft_api::google::rpc;
 use weft_api::identity::IstioCertificateRequest;
 use weft_api::identity::istio_certificate_service_client::IstioCertificateServiceClient;
 use weft_api::{Kind, any};
@@ -335,13 +336,27 @@ impl Ads {
         for name in &response.removed_resources {
             line += &format!(" -{name}");
         }
-        let ack = DeltaDiscoveryRequest {
+        self.ack(&response).await;
+        (line, response)
+    }
+
+    pub(crate) async fn ack(&self, response: &DeltaDiscoveryResponse) {
+        self.answer(response, None).await;
+    }
+
+    /// Acknowledges a response, or rejects it for a reason.
+    pub(crate) async fn answer(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
+        let answer = DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
+            error_detail: error.map(|message| rpc::Status {
+                code: 3,
+                message: message.to_owned(),
+                details: Vec::new(),
+            }),
             ..DeltaDiscoveryRequest::default()
         };
-        self.requests.send(ack).await.unwrap();
-        (line, response)
+        self.requests.send(answer).await.unwrap();
     }
 
     #[track_caller]

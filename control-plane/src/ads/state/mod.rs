@@ -121,6 +121,17 @@ pub struct Summary {
     pub rejected: Option<String>,
 }
 
+/// How far a client is with some resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// It has not been told, or has not answered.
+    Pending,
+    /// It applied them, or does not have them any more.
+    Applied,
+    /// It rejected what it was told, and stays with what it had.
+    Rejected,
+}
+
 #[derive(Debug, Default)]
 struct Subscription {
     begun: bool,
@@ -140,6 +151,8 @@ struct Subscription {
     outstanding: Option<Outstanding>,
     acked_generation: Option<u64>,
     rejected: Option<String>,
+    /// The last snapshot whose every difference the client has been sent.
+    told_generation: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,6 +168,8 @@ struct Outstanding {
     nonce: String,
     generation: u64,
     changed: bool,
+    /// The resources in it, found or removed.
+    names: HashSet<String>,
 }
 
 #[derive(Debug)]
@@ -252,6 +267,39 @@ impl Stream {
             .all(|s| s.outstanding.is_none() && !s.dirty && !s.held)
     }
 
+    /// The names of a type that the client has, or would be told of.
+    pub fn held(&self, kind: Kind) -> impl Iterator<Item = &str> {
+        let subscription = &self.subscriptions[kind as usize];
+        let told = subscription.told.iter();
+        let told = told.filter(|(name, told)| {
+            **told != Told::Absent && !subscription.names.contains(name.as_str())
+        });
+        told.map(|(name, _)| name)
+            .chain(&subscription.names)
+            .map(String::as_str)
+    }
+
+    /// How far the client is with some resources, as they are in the snapshot `generation` or
+    /// in a later one. What it holds no more counts as applied.
+    #[must_use]
+    pub fn progress(&self, kind: Kind, names: &[String], generation: u64) -> Progress {
+        let subscription = &self.subscriptions[kind as usize];
+        let mut held = names.iter().filter(|name| subscription.holds(name));
+        let waits = |name: &String| {
+            subscription.told_generation < generation
+                || subscription
+                    .outstanding
+                    .as_ref()
+                    .is_some_and(|outstanding| outstanding.names.contains(name))
+        };
+        match held.clone().next() {
+            None => Progress::Applied,
+            Some(_) if held.any(waits) => Progress::Pending,
+            Some(_) if subscription.rejected.is_some() => Progress::Rejected,
+            Some(_) => Progress::Applied,
+        }
+    }
+
     /// What is known of each type that the client has asked for.
     pub fn summaries(&self) -> impl Iterator<Item = (Kind, Summary)> {
         Kind::ALL
@@ -270,6 +318,9 @@ impl Stream {
         let difference = subscription.difference(kind, view, removals);
         subscription.dirty = difference.more;
         subscription.held = difference.held;
+        if !difference.more && !difference.held {
+            subscription.told_generation = view.generation();
+        }
         if difference.is_empty() && !subscription.owed {
             return None;
         }
@@ -281,6 +332,7 @@ impl Stream {
             nonce: nonce.clone(),
             generation: view.generation(),
             changed: difference.changed,
+            names: difference.names().cloned().collect(),
         });
         self.follow_up(kind, &difference.found);
         Some(difference.into_push(kind, view.generation(), nonce))
@@ -446,6 +498,11 @@ impl Subscription {
         }
     }
 
+    fn holds(&self, name: &str) -> bool {
+        let told = self.told.get(name);
+        self.names.contains(name) || told.is_some_and(|told| *told != Told::Absent)
+    }
+
     /// Makes a name due again if the client has it or waits for it.
     fn repeat(&mut self, name: &str) {
         if self.names.contains(name) || (self.wildcard && self.told.contains_key(name)) {
@@ -550,6 +607,11 @@ struct Difference {
 impl Difference {
     fn is_empty(&self) -> bool {
         self.found.is_empty() && self.removed.is_empty()
+    }
+
+    fn names(&self) -> impl Iterator<Item = &String> {
+        let found = self.found.iter().map(|(name, _)| name);
+        found.chain(&self.removed)
     }
 
     fn add(&mut self, name: &str, encoded: Arc<Encoded>) {

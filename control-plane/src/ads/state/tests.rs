@@ -634,3 +634,79 @@ fn types_that_are_not_served_are_answered_as_absent() {
         .find_map(Result::err);
     assert_eq!(refused, Some(Refusal::TooManyForeign));
 }
+
+#[test]
+fn how_far_a_client_is_with_some_endpoints() {
+    use Progress::{Applied, Pending, Rejected};
+    let names = owned(&["a", "b"]);
+    let progress = |client: &Client, generation| client.stream.progress(EDS, &names, generation);
+    let mut client = Client::new(&[(EDS, "a", "1"), (EDS, "c", "1")]);
+    assert_eq!(progress(&client, 2), Applied, "it has none of them");
+    client.subscribe(EDS, &["a", "c"]);
+    assert_eq!(progress(&client, 2), Pending, "it has not been told");
+    client.expect(&["endpoint: a@1 c@1"]);
+    assert_eq!(progress(&client, 2), Pending, "it has not answered");
+
+    // While that waits for its answer, `a` changes: the older answer is not enough.
+    client.change(EDS, "a", "2");
+    client.expect(&[]);
+    client.ack(EDS);
+    assert_eq!(progress(&client, 2), Applied);
+    assert_eq!(progress(&client, 3), Pending, "that was an older one");
+    client.expect(&["endpoint: a@2"]);
+    assert_eq!(progress(&client, 3), Pending);
+    client.ack(EDS);
+    assert_eq!(progress(&client, 3), Applied);
+
+    // What it has not been told of waits; what does not change needs no answer.
+    assert_eq!(progress(&client, 4), Pending);
+    client.change(EDS, "c", "2");
+    assert_eq!(progress(&client, 4), Pending);
+    client.expect(&["endpoint: c@2"]);
+    assert_eq!(progress(&client, 4), Applied, "only `c` is unanswered");
+
+    // Many changes between two answers are one.
+    client.change(EDS, "a", "3");
+    client.change(EDS, "a", "4");
+    client.ack(EDS);
+    client.expect(&["endpoint: a@4"]);
+    client.change(EDS, "a", "5");
+    client.ack(EDS);
+    assert_eq!(progress(&client, 6), Applied, "5 came after it");
+    assert_eq!(progress(&client, 7), Pending);
+    client.expect(&["endpoint: a@5"]);
+    client.nack(EDS, "no");
+    assert_eq!(progress(&client, 7), Rejected);
+
+    client.unsubscribe(EDS, &["a"]);
+    assert_eq!(progress(&client, 8), Applied, "it has it no more");
+    assert_eq!(client.stream.held(EDS).collect::<Vec<_>>(), ["c"]);
+}
+
+#[test]
+fn a_removal_that_is_held_back_is_not_answered() {
+    let mut client = Client::new(&[(CDS, "a", "1"), (EDS, "a", "1"), (RDS, "r", "1")]);
+    for kind in [CDS, EDS] {
+        client.subscribe(kind, &["a"]);
+    }
+    client.subscribe(RDS, &["r"]);
+    client.expect(&["cluster: a@1", "endpoint: a@1", "route: r@1"]);
+    for kind in [CDS, EDS] {
+        client.ack(kind);
+    }
+    let names = owned(&["a"]);
+    client.delete(EDS, "a");
+    client.expect(&[]);
+    let generation = client.mesh.generation;
+    let progress = |client: &Client| client.stream.progress(EDS, &names, generation);
+    assert_eq!(
+        progress(&client),
+        Progress::Pending,
+        "a route may refer to it"
+    );
+    client.ack(RDS);
+    client.expect(&["endpoint: -a"]);
+    assert_eq!(progress(&client), Progress::Pending);
+    client.ack(EDS);
+    assert_eq!(progress(&client), Progress::Applied);
+}

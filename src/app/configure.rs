@@ -22,8 +22,9 @@ use super::{
 use crate::{
     admin::Status,
     bootstrap::Bootstrap,
-    config::Value,
+    config::{Arrival, Listener, Value},
     identity::{ControlPlane, unix_seconds},
+    listener,
     snapshot::{Linker, Wanted},
     worker::Shared,
     xds::{Client, Command, Event},
@@ -40,9 +41,28 @@ pub(super) struct Stops(Arc<Mutex<BTreeMap<Arc<str>, Open>>>);
 /// An open listener: where, how to close it, and its sockets, to be passed on.
 #[derive(Debug)]
 struct Open {
-    address: SocketAddr,
+    binding: Binding,
     stop: watch::Sender<bool>,
     sockets: Vec<Socket>,
+}
+
+/// What decides a listener's sockets: a change needs new ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Binding {
+    address: SocketAddr,
+    additional: Vec<SocketAddr>,
+    arrival: Arrival,
+}
+
+impl Binding {
+    /// `None`: the listener has no socket of its own.
+    fn of(config: &Listener) -> Option<Self> {
+        (config.arrival != Arrival::HandedOver).then(|| Self {
+            address: config.address,
+            additional: config.additional.clone(),
+            arrival: config.arrival,
+        })
+    }
 }
 
 impl Stops {
@@ -285,10 +305,9 @@ impl Configuration {
         let snapshot = self.shared.snapshots.load_full();
         let mut open = self.stops.0.lock();
         open.retain(|name, open| {
-            let stays = snapshot
-                .listeners
-                .get(name)
-                .is_some_and(|listener| listener.config.address == open.address);
+            let stays = snapshot.listeners.get(name).is_some_and(|listener| {
+                Binding::of(&listener.config).as_ref() == Some(&open.binding)
+            });
             if !stays {
                 open.stop.send_replace(true);
             }
@@ -299,8 +318,11 @@ impl Configuration {
             if open.contains_key(name) {
                 continue;
             }
-            let address = listener.config.address;
-            match self.open(name, address) {
+            let Some(binding) = Binding::of(&listener.config) else {
+                continue;
+            };
+            let address = binding.address;
+            match self.open(name, binding) {
                 Ok(opened) => {
                     tracing::info!(listener = %name, %address, "listening");
                     open.insert(name.clone(), opened);
@@ -315,7 +337,7 @@ impl Configuration {
         }
         let bound = open
             .iter()
-            .map(|(name, open)| (name.clone(), open.address))
+            .map(|(name, open)| (name.clone(), open.binding.address))
             .collect();
         drop(open);
         *self.status.bound.lock() = bound;
@@ -324,9 +346,21 @@ impl Configuration {
     }
 
     /// Opens one listener, or takes its sockets over, and has the workers accept.
-    fn open(&self, name: &Arc<str>, address: SocketAddr) -> Result<Open, String> {
+    fn open(&self, name: &Arc<str>, binding: Binding) -> Result<Open, String> {
         let workers = self.workers.len();
-        let sockets = self.inherited.tcp(name, address, workers)?;
+        let arrival = binding.arrival;
+        let mut sockets = self
+            .inherited
+            .tcp(name, binding.address, arrival, workers)?;
+        for &address in &binding.additional {
+            match self.inherited.tcp(name, address, arrival, workers) {
+                Ok(more) => sockets.extend(more),
+                Err(_) if listener::is_without_family(address) => {
+                    tracing::info!(listener = %name, %address, "IPv6 is switched off; left out");
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let (stop, stopped) = watch::channel(false);
         for (worker, socket) in divide(&sockets, workers)? {
             let job = Job {
@@ -338,7 +372,7 @@ impl Configuration {
             let _ = self.workers[worker].send(job);
         }
         Ok(Open {
-            address,
+            binding,
             stop,
             sockets,
         })

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use weft_handover::{Kind, Pool, Socket};
 
-use crate::listener;
+use crate::{config::Arrival, listener};
 
 /// The sockets that this process was given and has not used yet. Shared: a short lock.
 #[derive(Debug, Default)]
@@ -25,13 +25,14 @@ impl Inherited {
         &self,
         name: &str,
         address: SocketAddr,
+        arrival: Arrival,
         workers: usize,
     ) -> Result<Vec<Socket>, String> {
         let taken = self.0.take(Kind::Tcp, address);
         if !taken.is_empty() {
             return Ok(taken);
         }
-        let opened = listener::bind(address, workers)?;
+        let opened = listener::bind_for(address, arrival, workers)?;
         opened
             .into_iter()
             .map(|socket| Socket::new(name, socket.into()).map_err(|error| error.to_string()))
@@ -71,18 +72,22 @@ mod tests {
     use weft_handover::Socket;
 
     use super::{Inherited, divide};
+    use crate::config::Arrival::Direct;
 
     #[test]
     fn what_was_taken_over_comes_first() {
         let first = Inherited::default();
         let address = "127.0.0.1:0".parse().unwrap();
-        let own = first.tcp("web", address, 1).unwrap().remove(0);
+        let own = first.tcp("web", address, Direct, 1).unwrap().remove(0);
         let address = own.address();
-        assert!(first.tcp("web", address, 1).is_err(), "it is taken");
+        assert!(first.tcp("web", address, Direct, 1).is_err(), "it is taken");
         let given = vec![own.try_clone().unwrap(), own];
         let second = Inherited::new(given);
-        assert_eq!(second.tcp("web", address, 1).unwrap().len(), 2);
-        assert!(first.tcp("web", address, 1).is_ok(), "all are closed");
+        assert_eq!(second.tcp("web", address, Direct, 1).unwrap().len(), 2);
+        assert!(
+            first.tcp("web", address, Direct, 1).is_ok(),
+            "all are closed"
+        );
     }
 
     #[test]
@@ -91,7 +96,7 @@ mod tests {
         let sockets: Vec<Socket> = (0..3)
             .flat_map(|_| {
                 inherited
-                    .tcp("x", "127.0.0.1:0".parse().unwrap(), 1)
+                    .tcp("x", "127.0.0.1:0".parse().unwrap(), Direct, 1)
                     .unwrap()
             })
             .collect();

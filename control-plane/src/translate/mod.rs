@@ -94,7 +94,7 @@ pub fn scope(kind: Kind, name: &str) -> Scope {
 }
 
 /// The names that a wildcard subscription of this node stands for, in order: its own
-/// listeners; all clusters of the mesh and its inbound ones. Other kinds have none.
+/// listeners; the clusters of all services and those of its own. Other kinds have none.
 #[must_use]
 pub fn wildcard(cx: &Context<'_>, node: &Node<'_>, kind: Kind) -> Vec<String> {
     match kind {

@@ -405,3 +405,182 @@ spec: {address: 10.0.0.1, ports: [{port: 80}]}
     let other = other.replace("appProtocol: http", "appProtocol: tcp");
     assert_eq!(protocol(&format!("{http}{other}")), Protocol::Undeclared);
 }
+
+fn external(namespace: &str, name: &str, host: &str) -> String {
+    format!(
+        "
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: {namespace}}}
+spec: {{type: ExternalName, externalName: {host}, ports: [{{port: 443}}]}}
+"
+    )
+}
+
+fn with_ip(name: &str, ips: &str) -> String {
+    service("blog", name, "80").replace("ports:", &format!("clusterIPs: [{ips}], ports:"))
+}
+
+fn captured(name: &str, spec: &str) -> String {
+    format!(
+        "
+---
+apiVersion: weft.dev/v1alpha1
+kind: Workload
+metadata: {{name: {name}, namespace: blog, labels: {{app: {name}}}}}
+spec: {{capture: {{}}, {spec}}}
+"
+    )
+}
+
+#[test]
+fn who_shares_an_address_is_told() {
+    for (documents, expect) in [
+        (
+            [with_ip("a", "10.96.0.1"), with_ip("b", "10.96.0.1")],
+            Some("Service blog/b: spec.clusterIP: 10.96.0.1 is also that of Service blog/a"),
+        ),
+        (
+            [
+                with_ip("a", "10.96.0.1, 'fd00::1'"),
+                with_ip("b", "10.96.0.2, 'fd00::1'"),
+            ],
+            Some("Service blog/b: spec.clusterIP: fd00::1 is also that of Service blog/a"),
+        ),
+        ([with_ip("a", "10.96.0.1"), with_ip("b", "10.96.0.2")], None),
+        (
+            [with_ip("a", "10.0.0.1"), captured("w", "address: 10.0.0.1")],
+            Some("Workload blog/w: spec.address: 10.0.0.1 is also that of Service blog/a"),
+        ),
+        (
+            [
+                captured("v", "address: 10.0.0.1"),
+                captured(
+                    "w",
+                    "address: 10.0.0.2, additionalAddresses: [10.0.0.3, 10.0.0.1]",
+                ),
+            ],
+            Some(
+                "Workload blog/w: spec.additionalAddresses[1]: 10.0.0.1 is also that of Workload blog/v",
+            ),
+        ),
+        (
+            [
+                captured("v", "address: 10.0.0.1"),
+                captured("w", "address: 10.0.0.1").replace("capture: {}, ", ""),
+            ],
+            None,
+        ),
+        (
+            [
+                external("blog", "a", "api.example.com"),
+                external("blog", "b", "API.example.com"),
+            ],
+            Some(
+                "Service blog/b: spec.externalName: `api.example.com` is also that of Service blog/a",
+            ),
+        ),
+        (
+            [
+                external("blog", "a", "api.example.com"),
+                external("shop", "b", "api.example.com"),
+            ],
+            None,
+        ),
+        (
+            [
+                external("blog", "a", "post.blog.svc.cluster.local"),
+                String::new(),
+            ],
+            Some(
+                "Service blog/a: spec.externalName: `post.blog.svc.cluster.local` is a name of the mesh",
+            ),
+        ),
+        (
+            [
+                service("blog", "post", "80, targetPort: 9"),
+                [
+                    captured("v", "address: 10.0.0.1").replace("app: v", "app: post"),
+                    captured("w", "address: 10.0.0.2")
+                        .replace("app: w", "app: post")
+                        .replace("capture: {}", "capture: {excludeInboundPorts: [9]}"),
+                ]
+                .concat(),
+            ],
+            Some(
+                "Service blog/post: spec.ports[0].targetPort: left out by `excludeInboundPorts` of Workload w, but not by all others",
+            ),
+        ),
+    ] {
+        let (_, findings) = build(&documents.concat());
+        let expect: Vec<&str> = expect.into_iter().collect();
+        assert_eq!(findings.len(), expect.len(), "{expect:?}\n{findings:#?}");
+        for (found, expect) in findings.iter().zip(expect) {
+            assert!(found.contains(expect), "found  {found}\nexpect {expect}");
+        }
+    }
+}
+
+/// Whatever the order of the documents, and with whatever beside them.
+#[test]
+fn the_mesh_does_not_depend_on_the_order_of_documents() {
+    let mut documents: Vec<String> = (0..60)
+        .map(|n| service("blog", &format!("s{n}"), "80"))
+        .chain([
+            with_ip("x", "10.96.0.1"),
+            with_ip("y", "10.96.0.1"),
+            external("blog", "e", "api.example.com"),
+            external("blog", "f", "api.example.com"),
+            captured("v", "address: 10.0.0.1"),
+            captured("w", "address: 10.0.0.1"),
+        ])
+        .collect();
+    let (first, _) = build(&documents.concat());
+    for turn in [1, 17, 40] {
+        documents.rotate_left(turn);
+        assert_eq!(build(&documents.concat()).0, first);
+    }
+    let addresses: std::collections::BTreeSet<_> = first
+        .services()
+        .filter(|s| s.name.starts_with('s') || s.external_name.is_some())
+        .flat_map(|s| &s.addresses)
+        .collect();
+    assert_eq!(addresses.len(), 62);
+    let owner = |address: &str| first.owner(address.parse().unwrap()).map(|o| o.describe());
+    assert_eq!(owner("10.96.0.1").as_deref(), Some("Service blog/x"));
+    assert_eq!(owner("10.0.0.1").as_deref(), Some("Workload blog/v"));
+    assert_eq!(owner("10.0.0.2"), None);
+}
+
+#[test]
+fn a_service_keeps_its_address_while_others_come_and_go() {
+    let names = |range: std::ops::Range<usize>| -> String {
+        range
+            .map(|n| service("blog", &format!("s{n}"), "80"))
+            .collect()
+    };
+    let mut ips = VirtualIps::default();
+    let address = |mesh: &Mesh, name: &str| mesh.service("blog", name).unwrap().addresses.clone();
+    let mut build = |text: &str| {
+        let parsed = parse_file(&Arc::from("mesh.yaml"), text);
+        let documents: Vec<_> = parsed.iter().filter_map(|p| p.document.clone()).collect();
+        Mesh::build(&documents, &mut ips).0
+    };
+    let before = build(&names(0..300));
+    let other = build(&names(150..450));
+    let after = build(&names(0..450));
+    for n in 0..450 {
+        let name = format!("s{n}");
+        let known = if n < 300 { &before } else { &other };
+        assert_eq!(address(&after, &name), address(known, &name), "{name}");
+    }
+    // One that gets a cluster IP has no other, and none that is headless has any.
+    let mesh = build(&[with_ip("s1", "10.96.0.1"), with_ip("s2", "None")].concat());
+    assert_eq!(
+        address(&mesh, "s1"),
+        ["10.96.0.1".parse::<std::net::IpAddr>().unwrap()]
+    );
+    assert!(address(&mesh, "s2").is_empty());
+    assert_eq!(address(&build(&names(1..2)), "s1"), address(&before, "s1"));
+}

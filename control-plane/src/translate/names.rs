@@ -231,7 +231,7 @@ pub(super) fn captured<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::{Destination, resolve};
+    use super::{Destination, find_pod, resolve, resolve_dns};
     use crate::translate::tests::mesh;
 
     #[test]
@@ -296,6 +296,192 @@ spec: {selector: {app: mesh}, ports: [{port: 7}]}
                 Destination::Pod(pod) => pod.cluster(),
             });
             assert_eq!(found.as_deref(), expect, "{authority} from {from}");
+        }
+    }
+
+    const CAPTURED: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  selector: {app: web}
+  clusterIPs: [10.96.4.7, 'fd00:96::7']
+  ports: [{name: http, port: 80}, {name: tcp, port: 81}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: shop}
+spec: {selector: {app: db}, clusterIP: None, ports: [{port: 5432}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: old, namespace: shop}
+spec: {selector: {app: old}, clusterIP: None, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: pay, namespace: shop}
+spec: {type: ExternalName, externalName: api.example.com, ports: [{port: 443}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: svc, namespace: svc}
+spec: {selector: {app: web}, clusterIP: 10.96.4.9, ports: [{port: 80}]}
+---
+apiVersion: weft.dev/v1alpha1
+kind: Workload
+metadata: {name: db.0, namespace: shop, labels: {app: db}}
+spec:
+  address: 10.9.0.5
+  additionalAddresses: ['fd00:9::5']
+  capture: {excludeInboundPorts: [9999]}
+  ports: [{port: 5432}]
+---
+apiVersion: weft.dev/v1alpha1
+kind: Workload
+metadata: {name: db.1, namespace: shop, labels: {app: db}}
+spec: {address: 10.9.0.6, weight: 0, capture: {}, ports: [{port: 5432}]}
+---
+apiVersion: weft.dev/v1alpha1
+kind: Workload
+metadata: {name: old-0, namespace: shop, labels: {app: old}}
+spec: {address: 10.9.0.7, ports: [{port: 80}]}
+---
+apiVersion: weft.dev/v1alpha1
+kind: Workload
+metadata: {name: shadow, namespace: shop}
+spec: {address: 10.96.4.9, capture: {}}
+";
+
+    #[test]
+    fn addresses() {
+        let mesh = mesh(CAPTURED);
+        let virtual_ip = |name: &str| mesh.service("shop", name).unwrap().addresses[0];
+        let pay = virtual_ip("pay");
+        let pay_443 = format!("{pay}:443");
+        let pay_80 = format!("{pay}:80");
+        for (authority, expect) in [
+            ("10.96.4.7:80", Some("web.shop:80")),
+            ("10.96.4.7:81", Some("web.shop:81")),
+            ("[fd00:96::7]:81", Some("web.shop:81")),
+            // However it is spelt.
+            ("[fd00:0096:0::0:7]:80", Some("web.shop:80")),
+            ("[FD00:96::7]:80", Some("web.shop:80")),
+            ("[::ffff:10.96.4.7]:80", Some("web.shop:80")),
+            ("[::ffff:a60:407]:80", Some("web.shop:80")),
+            ("[::ffff:10.9.0.5]:80", Some("pod|10.9.0.5:80")),
+            ("[fe80::1%1]:80", None),
+            // No port of the service, and no port at all.
+            ("10.96.4.7:82", None),
+            ("10.96.4.7:0", None),
+            ("10.96.4.7", None),
+            ("[fd00:96::7]", None),
+            ("fd00:96::7:80", None),
+            ("010.96.4.7:80", None),
+            (pay_443.as_str(), Some("pay.shop:443")),
+            (pay_80.as_str(), None),
+            // Every port of a captured workload, at all its addresses.
+            ("10.9.0.5:5432", Some("pod|10.9.0.5:5432")),
+            ("[fd00:9::5]:5432", Some("pod|[fd00:9::5]:5432")),
+            ("[fd00:9:0::5]:9999", Some("pod|[fd00:9::5]:9999")),
+            ("10.9.0.6:1", Some("pod|10.9.0.6:1")),
+            // A workload without capture, and nobody.
+            ("10.9.0.7:80", None),
+            ("10.9.0.7:14006", None),
+            ("10.9.0.99:80", None),
+            ("240.240.0.0:80", None),
+            // A service goes before a workload.
+            ("10.96.4.9:80", Some("svc.svc:80")),
+            ("10.96.4.9:81", None),
+        ] {
+            for from in ["shop", "elsewhere"] {
+                let found = resolve(&mesh, from, authority).map(|found| match found {
+                    Destination::Service(service, port) => super::cluster(service, port),
+                    Destination::Pod(pod) => pod.cluster(),
+                });
+                assert_eq!(found.as_deref(), expect, "{authority} from {from}");
+            }
+        }
+    }
+
+    #[test]
+    fn clusters_of_workloads_have_one_spelling() {
+        let mesh = mesh(CAPTURED);
+        for (name, expect) in [
+            ("pod|10.9.0.5:5432", true),
+            ("pod|[fd00:9::5]:5432", true),
+            ("pod|[fd00:9:0::5]:5432", false),
+            ("pod|[::ffff:10.9.0.5]:5432", false),
+            ("pod|10.9.0.5:05432", false),
+            ("pod|10.9.0.5", false),
+            ("pod|10.9.0.7:80", false),
+            ("pod|10.96.4.7:80", false),
+            ("pod|", false),
+            ("10.9.0.5:5432", false),
+        ] {
+            assert_eq!(find_pod(&mesh, name).is_some(), expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn dns_names() {
+        let mesh = mesh(CAPTURED);
+        let virtual_ip = |name: &str| mesh.service("shop", name).unwrap().addresses[0].to_string();
+        let (web, db) = ("10.96.4.7 fd00:96::7 30", "10.9.0.5 fd00:9::5 5");
+        let pay = format!("{} 30", virtual_ip("pay"));
+        let pay = pay.as_str();
+        for (from, name, expect) in [
+            ("shop", "web", Some(web)),
+            ("shop", "web.shop", Some(web)),
+            ("shop", "web.shop.svc", Some(web)),
+            ("shop", "web.shop.svc.cluster.local", Some(web)),
+            ("shop", "web.mesh.localhost", Some(web)),
+            ("shop", "web.shop.mesh.localhost", Some(web)),
+            ("batch", "web", None),
+            ("batch", "web.shop", Some(web)),
+            ("batch", "web.shop.svc.cluster.local", Some(web)),
+            ("batch", "web.batch", None),
+            ("svc", "svc.svc", Some("10.96.4.9 30")),
+            // The workloads that can be connected to, but not those that take nothing.
+            ("batch", "db.shop", Some(db)),
+            ("batch", "old.shop", Some("5")),
+            ("batch", "db.0.db.shop.svc.cluster.local", Some(db)),
+            ("batch", "db.0.db.shop.svc", Some(db)),
+            ("batch", "db.0.db.shop", Some(db)),
+            ("batch", "db.1.db.shop.svc", Some("10.9.0.6 5")),
+            ("batch", "old-0.old.shop.svc", None),
+            ("batch", "0.db.shop.svc", None),
+            ("batch", "db.0.web.shop.svc", None),
+            ("shop", "db.0.db", None),
+            ("shop", "db.0", None),
+            // A name of others is known where its service is.
+            ("shop", "pay", Some(pay)),
+            ("batch", "pay.shop", Some(pay)),
+            ("shop", "api.example.com", Some(pay)),
+            ("batch", "api.example.com", None),
+            ("shop", "example.com", None),
+            ("shop", "www.api.example.com", None),
+            // Lower case, without a dot at the end, without a port: that is the sidecar's work.
+            ("shop", "WEB", None),
+            ("shop", "web.shop.", None),
+            ("shop", "web:80", None),
+            ("shop", "10.96.4.7", None),
+            ("shop", "cluster.local", None),
+            ("shop", "svc.cluster.local", None),
+            ("shop", ".svc.cluster.local", None),
+            (
+                "shop",
+                "web.shop.svc.cluster.local.shop.svc.cluster.local",
+                None,
+            ),
+            ("shop", "", None),
+        ] {
+            let found = resolve_dns(&mesh, from, name).map(|answer| {
+                let addresses = answer.addresses.iter().map(ToString::to_string);
+                let words: Vec<String> = addresses.chain([answer.ttl.to_string()]).collect();
+                words.join(" ")
+            });
+            assert_eq!(found.as_deref(), expect, "{name} from {from}");
         }
     }
 }

@@ -365,3 +365,308 @@ fn the_trust_bundle() {
         "PEM"
     );
 }
+
+/// Callers of `blog/post`, captured, and what else there may be.
+fn captured(config: &str, more: &str) -> Fixture {
+    let text = POST.replacen(
+        "spec: {address: 10.0.0.1, serviceAccount: writer, ports: [{name: web, port: 8080}]}",
+        "spec: {address: 10.0.0.1, serviceAccount: writer, capture: {CAPTURE}, ports: [{name: web, port: 8080}, {name: db, port: 5432, protocol: tcp}]}",
+        1,
+    );
+    let text = text.replace("CAPTURE", config);
+    Fixture {
+        mesh: mesh(&format!("{text}{more}")),
+        draining: BTreeSet::new(),
+    }
+}
+
+const DENY: &str = "
+apiVersion: weft.dev/v1alpha1
+kind: MeshConfig
+metadata: {name: m}
+spec: {outbound: {unknown: deny}}
+";
+
+#[test]
+fn names_of_a_captured_node() {
+    let allow = captured("", "");
+    let deny = captured("", DENY);
+    for (fixture, kind, expect) in [
+        (
+            &allow,
+            Kind::Listener,
+            ["dns", "inbound", "inbound|8080", "inbound|5432", "outbound"].as_slice(),
+        ),
+        (
+            &allow,
+            Kind::Cluster,
+            &[
+                "post.blog:80",
+                "inbound|8080",
+                "inbound|5432",
+                "inbound|*",
+                "passthrough",
+            ],
+        ),
+        (
+            &deny,
+            Kind::Cluster,
+            &["post.blog:80", "inbound|8080", "inbound|5432", "inbound|*"],
+        ),
+    ] {
+        let node = |workload| Node {
+            namespace: "blog",
+            workload,
+        };
+        assert_eq!(wildcard(&fixture.context(), &node("post"), kind), expect);
+        for name in expect {
+            fixture.json(kind, name);
+        }
+        // What a workload without capture has is as before.
+        let spare = wildcard(&fixture.context(), &node("spare"), kind);
+        let known: &[&str] = match kind {
+            Kind::Listener => &["inbound|8080", "outbound"],
+            _ => &["post.blog:80", "inbound|8080"],
+        };
+        assert_eq!(spare, known);
+        for name in ["dns", "inbound", "inbound|*"] {
+            let found = resource(&fixture.context(), &node("spare"), kind, name);
+            assert_eq!(found, None, "{name}");
+        }
+    }
+    assert_eq!(deny.bytes(Kind::Cluster, "passthrough"), None);
+    assert_eq!(scope(Kind::Cluster, "passthrough"), Scope::Mesh);
+    assert_eq!(scope(Kind::Cluster, "pod|10.0.0.1:1"), Scope::Mesh);
+    assert_eq!(scope(Kind::Cluster, "inbound|*"), Scope::Node);
+    assert_eq!(scope(Kind::VirtualHost, "dns/post"), Scope::Namespace);
+}
+
+#[test]
+fn unknown_destinations_leave_only_if_they_may() {
+    let outbound = |more: &str| captured("", more).json(Kind::Listener, "outbound");
+    let allow = outbound("");
+    let filter = &allow["default_filter_chain"]["filters"][0];
+    assert_eq!(filter["typed_config"]["cluster"], "passthrough");
+    assert_eq!(allow["use_original_dst"], true);
+    assert_eq!(allow["filter_chains"].as_array().unwrap().len(), 1);
+    assert!(outbound(DENY)["default_filter_chain"].is_null());
+    let cluster = captured("", "").json(Kind::Cluster, "passthrough");
+    assert_eq!(
+        cluster,
+        serde_json::json!({
+            "name": "passthrough",
+            "type": "ORIGINAL_DST",
+            "lb_policy": "CLUSTER_PROVIDED",
+            "connect_timeout": "5s",
+        })
+    );
+}
+
+#[test]
+fn inbound_is_captured_by_redirection_or_transparently() {
+    for (config, transparent) in [
+        ("", Value::Null),
+        ("mode: redirect", Value::Null),
+        ("mode: tproxy", Value::Bool(true)),
+    ] {
+        let fixture = captured(config, "");
+        let inbound = fixture.json(Kind::Listener, "inbound");
+        assert_eq!(inbound["use_original_dst"], true, "{config}");
+        assert_eq!(inbound["transparent"], transparent, "{config}");
+        assert!(inbound["bind_to_port"].is_null());
+        let declared = fixture.json(Kind::Listener, "inbound|5432");
+        assert_eq!(declared["bind_to_port"], false);
+        assert_eq!(declared["address"]["socket_address"]["address"], "0.0.0.0");
+        assert_eq!(declared["address"]["socket_address"]["port_value"], 5432);
+        let cluster = fixture.json(Kind::Cluster, "inbound|5432");
+        assert_eq!(cluster["type"], "ORIGINAL_DST");
+        assert!(cluster["typed_extension_protocol_options"].is_null());
+    }
+    let permissive = DENY.replace("outbound: {unknown: deny}", "mtls: {mode: permissive}");
+    let inbound = captured("", &permissive).json(Kind::Listener, "inbound");
+    let chains = inbound["filter_chains"].as_array().unwrap();
+    let names: Vec<&str> = chains.iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["mtls-http", "mtls-tcp", "plain-http", "plain-tcp"]);
+}
+
+/// The identities that may answer in a cluster, and none if it is not TLS.
+fn accepted(cluster: &Value) -> Vec<&str> {
+    let validation = &cluster["transport_socket"]["typed_config"]["common_tls_context"]["combined_validation_context"]
+        ["default_validation_context"];
+    let names = validation["match_typed_subject_alt_names"].as_array();
+    let names = names.into_iter().flatten();
+    names
+        .map(|n| n["matcher"]["exact"].as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn a_port_of_one_workload() {
+    let mut fixture = captured("excludeInboundPorts: [9999]", "");
+    let writer = ["spiffe://cluster.local/ns/blog/sa/writer"];
+    for (port, protocol, identities, alpn) in [
+        (
+            8080,
+            "http",
+            writer.as_slice(),
+            serde_json::json!(["h2", "http/1.1"]),
+        ),
+        (5432, "tcp", &writer, serde_json::json!(["weft-tcp"])),
+        (7777, "", &writer, serde_json::json!(["h2", "http/1.1"])),
+        (9999, "", &[], Value::Null),
+        // The sidecar's public admin pages.
+        (14020, "", &[], Value::Null),
+    ] {
+        let name = format!("pod|10.0.0.1:{port}");
+        let host = fixture.json(Kind::VirtualHost, &format!("outbound/10.0.0.1:{port}"));
+        assert_eq!(
+            host["metadata"]["filter_metadata"]["weft.dev"]["protocol"],
+            protocol
+        );
+        let routes = host["routes"].as_array().unwrap();
+        let clusters: Vec<&Value> = routes.iter().map(|r| &r["route"]["cluster"]).collect();
+        let expect = if protocol == "tcp" { 1 } else { 2 };
+        assert_eq!(
+            clusters,
+            vec![&Value::String(name.clone()); expect],
+            "{port}"
+        );
+        assert!(routes[expect - 1]["match"]["connect_matcher"].is_object());
+        let cluster = fixture.json(Kind::Cluster, &name);
+        assert_eq!(accepted(&cluster), identities, "{port}");
+        let tls = &cluster["transport_socket"]["typed_config"];
+        assert_eq!(tls["common_tls_context"]["alpn_protocols"], alpn, "{port}");
+        let assignment = fixture.json(Kind::Endpoint, &name);
+        let endpoint = &assignment["endpoints"][0]["lb_endpoints"][0];
+        let address = &endpoint["endpoint"]["address"]["socket_address"];
+        assert_eq!(address["address"], "10.0.0.1");
+        assert_eq!(address["port_value"], port);
+        let weft = &endpoint["metadata"]["filter_metadata"]["weft.dev"];
+        assert_eq!(weft["identity"].is_null(), identities.is_empty(), "{port}");
+        assert!(super::has_endpoint(&fixture.mesh, &name, "blog", "post"));
+        assert!(!super::has_endpoint(&fixture.mesh, &name, "blog", "spare"));
+    }
+    fixture
+        .draining
+        .insert(("blog".to_owned(), "post".to_owned()));
+    let assignment = fixture.json(Kind::Endpoint, "pod|10.0.0.1:8080");
+    let endpoint = &assignment["endpoints"][0]["lb_endpoints"][0];
+    assert_eq!(endpoint["health_status"], "DRAINING");
+}
+
+/// A service reaches ports that pass the sidecar by mTLS, and those that do not in plaintext;
+/// never both at once.
+#[test]
+fn services_of_ports_that_are_left_out() {
+    let service = "
+---
+apiVersion: v1
+kind: Service
+metadata: {name: metrics, namespace: blog}
+spec: {selector: {app: m}, ports: [{port: 80, targetPort: 9999}]}
+";
+    let workload = |name: &str, number: u8, spec: &str| {
+        format!(
+            "---\napiVersion: weft.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, namespace: blog, labels: {{app: m}}}}\nspec: {{address: 10.0.1.{number}, {spec}}}\n"
+        )
+    };
+    let excluded = "capture: {excludeInboundPorts: [9999]}";
+    for (specs, expect, mtls) in [
+        (
+            [excluded, excluded],
+            ["10.0.1.0:9999", "10.0.1.1:9999"].as_slice(),
+            false,
+        ),
+        // Capture takes ports that are not declared.
+        ([excluded, "capture: {}"], &["10.0.1.1:9999"], true),
+        (
+            ["ports: [{port: 9999}]", excluded],
+            &["10.0.1.0:14006"],
+            true,
+        ),
+        (["weight: 1", "weight: 2"], &[], true),
+    ] {
+        let [a, b] = specs;
+        let text = [service, &workload("a", 0, a), &workload("b", 1, b)].concat();
+        let fixture = Fixture::new(&text);
+        let cluster = fixture.json(Kind::Cluster, "metrics.blog:80");
+        assert_eq!(!accepted(&cluster).is_empty(), mtls, "{specs:?}");
+        let assignment = fixture.json(Kind::Endpoint, "metrics.blog:80");
+        let endpoints = assignment["endpoints"][0]["lb_endpoints"].as_array();
+        let addresses: Vec<String> = endpoints
+            .into_iter()
+            .flatten()
+            .map(|endpoint| {
+                let address = &endpoint["endpoint"]["address"]["socket_address"];
+                let identity = &endpoint["metadata"]["filter_metadata"]["weft.dev"]["identity"];
+                assert_eq!(identity.is_string(), mtls, "{specs:?}");
+                format!(
+                    "{}:{}",
+                    address["address"].as_str().unwrap(),
+                    address["port_value"]
+                )
+            })
+            .collect();
+        assert_eq!(addresses, expect, "{specs:?}");
+    }
+}
+
+#[test]
+fn a_host_outside_of_the_mesh() {
+    let fixture = Fixture::new(
+        "
+apiVersion: v1
+kind: Service
+metadata: {name: pay, namespace: blog}
+spec: {type: ExternalName, externalName: api.example.com, ports: [{name: http, port: 80}, {name: https, port: 443}]}
+",
+    );
+    let cluster = fixture.json(Kind::Cluster, "pay.blog:80");
+    assert_eq!(cluster["type"], "LOGICAL_DNS");
+    assert!(cluster["transport_socket"].is_null());
+    let endpoint = &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+    let address = &endpoint["address"]["socket_address"];
+    assert_eq!(address["address"], "api.example.com");
+    assert_eq!(address["port_value"], 80);
+    assert_eq!(
+        cluster["load_balancing_policy"]["policies"][0]["typed_extension_config"]["name"],
+        "envoy.load_balancing_policies.round_robin"
+    );
+    assert_eq!(fixture.bytes(Kind::Endpoint, "pay.blog:80"), None);
+    let https = fixture.json(Kind::VirtualHost, "outbound/pay:443");
+    assert_eq!(https["routes"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn bytes_of_a_port_with_routes_go_where_its_tcp_route_says() {
+    let route =
+        http_route("[{backendRefs: [{name: post, port: 80, weight: 3}, {name: gone, port: 1}]}]")
+            .replace("kind: HTTPRoute", "kind: TCPRoute")
+            .replace(
+                "gateway.networking.k8s.io/v1\n",
+                "gateway.networking.k8s.io/v1alpha2\n",
+            );
+    let undeclared = POST.replace(", appProtocol: http", "");
+    let fixture = Fixture {
+        mesh: mesh(&format!("{undeclared}{route}")),
+        draining: BTreeSet::new(),
+    };
+    let address = fixture.mesh.service("blog", "post").unwrap().addresses[0];
+    for name in ["outbound/post".to_owned(), format!("outbound/{address}:80")] {
+        let host = fixture.json(Kind::VirtualHost, &name);
+        let routes = host["routes"].as_array().unwrap();
+        assert_eq!(routes[0]["route"]["cluster"], "post.blog:80");
+        let clusters = &routes[1]["route"]["weighted_clusters"]["clusters"];
+        let shares: Vec<String> = clusters
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|c| format!("{} {}", c["name"].as_str().unwrap(), c["weight"]))
+            .collect();
+        assert_eq!(
+            shares,
+            ["post.blog:80 3", "missing|blog/gone:1 1"],
+            "{name}"
+        );
+    }
+}

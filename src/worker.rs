@@ -11,6 +11,7 @@ use tokio::{
 use crate::{
     cluster::{Cluster, Original, Pick},
     config::ClusterType,
+    dns::Resolver,
     drain::Drain,
     error::{Error, Reason},
     identity::IdentityStore,
@@ -40,6 +41,8 @@ pub struct Shared {
     pub drain: Drain,
     /// Plaintext GETs that strict ports let through: the application's port, path and query.
     pub probes: Arc<[(u16, PathAndQuery)]>,
+    /// Finds the addresses of names outside of the mesh.
+    pub resolver: Arc<Resolver>,
     /// Asks for destinations that the snapshot does not have, by VHDS name.
     pub demand: mpsc::UnboundedSender<String>,
     /// When the process started.
@@ -147,10 +150,40 @@ impl Worker {
                 let pick = cluster.pick_at(original.destination, original.source);
                 Ok(tried.is_empty().then_some(pick))
             }
-            ClusterType::Dns { host, .. } => {
-                Err(Error::new(Reason::NoEndpoints, format!("{host} has no address")))
+            ClusterType::Dns { host, port } => {
+                Box::pin(self.pick_named(cluster, host, *port, tried)).await
             }
         }
+    }
+
+    async fn pick_named(
+        &self,
+        cluster: &Cluster,
+        host: &str,
+        port: u16,
+        tried: &[SocketAddr],
+    ) -> Result<Option<Pick>, Error> {
+        let addresses = self
+            .shared
+            .resolver
+            .addresses(host)
+            .await
+            .map_err(|error| {
+                Error::new(
+                    Reason::NoEndpoints,
+                    format!("{host} has no address: {error}"),
+                )
+            })?;
+        let untried: Vec<_> = addresses
+            .iter()
+            .map(|ip| SocketAddr::new(*ip, port))
+            .filter(|address| !tried.contains(address))
+            .collect();
+        let Some(last) = untried.len().checked_sub(1) else {
+            return Ok(None);
+        };
+        let chosen = untried[self.rng.next() as usize % (last + 1)];
+        Ok(Some(cluster.pick_at(chosen, None)))
     }
 
     /// Seconds since the process started.

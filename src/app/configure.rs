@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
@@ -16,13 +17,14 @@ use weft_api::envoy::config::core::v3::Node;
 use weft_handover::Socket;
 
 use super::{
-    Job,
+    Job, names,
     sockets::{Inherited, divide},
 };
 use crate::{
     admin::Status,
     bootstrap::Bootstrap,
-    config::{Arrival, Listener, Value},
+    config::{Arrival, DnsConfig, Listener, Value},
+    dns::Names,
     identity::{ControlPlane, unix_seconds},
     listener,
     snapshot::{Linker, Wanted},
@@ -52,6 +54,8 @@ struct Binding {
     address: SocketAddr,
     additional: Vec<SocketAddr>,
     arrival: Arrival,
+    /// Serves DNS, over UDP too.
+    dns: bool,
 }
 
 impl Binding {
@@ -61,6 +65,7 @@ impl Binding {
             address: config.address,
             additional: config.additional.clone(),
             arrival: config.arrival,
+            dns: config.dns.is_some(),
         })
     }
 }
@@ -97,6 +102,8 @@ pub(super) struct Configuration {
     subscribed: Wanted,
     stops: Stops,
     inherited: Arc<Inherited>,
+    /// What the DNS listener is asked for, once there is one.
+    names: Arc<ArcSwap<Names>>,
 }
 
 /// Who we say we are; the control plane believes the certificate.
@@ -130,6 +137,10 @@ impl Configuration {
             subscribed: Wanted::new(),
             stops: Stops::default(),
             inherited,
+            names: Arc::new(ArcSwap::from_pointee(names::names(
+                shared,
+                &DnsConfig::default(),
+            ))),
         }
     }
 
@@ -315,6 +326,9 @@ impl Configuration {
         });
         let mut failed = BTreeMap::new();
         for (name, listener) in &snapshot.listeners {
+            if let Some(dns) = &listener.config.dns {
+                self.names.store(Arc::new(names::names(&self.shared, dns)));
+            }
             if open.contains_key(name) {
                 continue;
             }
@@ -348,12 +362,17 @@ impl Configuration {
     /// Opens one listener, or takes its sockets over, and has the workers accept.
     fn open(&self, name: &Arc<str>, binding: Binding) -> Result<Open, String> {
         let workers = self.workers.len();
-        let arrival = binding.arrival;
-        let mut sockets = self
-            .inherited
-            .tcp(name, binding.address, arrival, workers)?;
+        let (stop, stopped) = watch::channel(false);
+        let bind = |address| {
+            if binding.dns {
+                let at = (&**name, address);
+                return names::serve(&self.shared, &self.inherited, at, &self.names, &stopped);
+            }
+            self.inherited.tcp(name, address, binding.arrival, workers)
+        };
+        let mut sockets = bind(binding.address)?;
         for &address in &binding.additional {
-            match self.inherited.tcp(name, address, arrival, workers) {
+            match bind(address) {
                 Ok(more) => sockets.extend(more),
                 Err(_) if listener::is_without_family(address) => {
                     tracing::info!(listener = %name, %address, "IPv6 is switched off; left out");
@@ -361,8 +380,8 @@ impl Configuration {
                 Err(error) => return Err(error),
             }
         }
-        let (stop, stopped) = watch::channel(false);
-        for (worker, socket) in divide(&sockets, workers)? {
+        let accepted: &[Socket] = if binding.dns { &[] } else { &sockets };
+        for (worker, socket) in divide(accepted, workers)? {
             let job = Job {
                 name: name.clone(),
                 socket,

@@ -1,6 +1,7 @@
 //! The process: what starts in which order, and how it ends.
 
 mod configure;
+mod names;
 mod sockets;
 
 use std::{
@@ -16,6 +17,7 @@ use tokio::{
 use crate::{
     admin::{self, Scope, Status},
     bootstrap::Bootstrap,
+    dns::{Resolver, Source},
     drain::{Drain, Phase},
     identity::{ControlPlane, Credentials, FirstContact, IdentityStore, keep_renewed},
     listener,
@@ -107,10 +109,12 @@ impl App {
     /// When an address cannot be bound or a thread cannot be started.
     pub async fn bind(bootstrap: Bootstrap) -> Result<Self, String> {
         let (demand, demands) = mpsc::unbounded_channel();
+        let metrics = Metrics::new();
         let shared = Arc::new(Shared {
             snapshots: SnapshotStore::default(),
             identity: Arc::new(IdentityStore::default()),
-            metrics: Metrics::new(),
+            resolver: Resolver::new(Source::default(), Vec::new(), metrics.clone()),
+            metrics,
             log: AccessLog::start(bootstrap.access_log)
                 .map_err(|error| format!("the access log cannot be started: {error}"))?,
             drain: Drain::default(),

@@ -1,7 +1,7 @@
 //! Where listening sockets come from: taken over from a predecessor or from systemd, else
 //! opened. All of them can be passed on to a successor.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use weft_handover::{Kind, Pool, Socket};
 
@@ -37,6 +37,18 @@ impl Inherited {
             .into_iter()
             .map(|socket| Socket::new(name, socket.into()).map_err(|error| error.to_string()))
             .collect()
+    }
+
+    /// The UDP socket of an address: taken over, else a new one.
+    ///
+    /// # Errors
+    /// When the address cannot be bound; the text names it.
+    pub(super) fn udp(&self, name: &str, address: SocketAddr) -> Result<Socket, String> {
+        if let Some(taken) = self.0.take(Kind::Udp, address).into_iter().next() {
+            return Ok(taken);
+        }
+        let opened = UdpSocket::bind(address).map_err(|error| format!("udp {address}: {error}"))?;
+        Socket::new(name, opened.into()).map_err(|error| error.to_string())
     }
 
     /// Closes what the configuration in force has no use for.

@@ -85,9 +85,76 @@ impl Dynamic {
             endpoint.pools().for_each(Pool::close);
         }
     }
+}
 
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.made.lock().len()
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, sync::Arc};
+
+    use tokio::time::Instant;
+
+    use super::{Dynamic, MAX_KEPT, UNUSED};
+    use crate::{
+        cluster::Pick,
+        config::{ClusterConfig, ClusterType, LoadBalancing},
+    };
+
+    fn config() -> ClusterConfig {
+        ClusterConfig {
+            name: "inbound|8080".into(),
+            service: "inbound|8080".into(),
+            namespace: "".into(),
+            kind: ClusterType::Original,
+            connect_timeout: UNUSED,
+            balancing: LoadBalancing::RoundRobin,
+            protocol: None,
+            tls: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    fn address(n: usize) -> SocketAddr {
+        SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 80))
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_is_made_once_for_destination_and_source() {
+        let (dynamic, config) = (Dynamic::default(), config());
+        let of = |n, source| dynamic.endpoint(&config, (address(n), source), 1);
+        let first = of(1, None);
+        assert!(Arc::ptr_eq(&first, &of(1, None)));
+        assert!(!Arc::ptr_eq(&first, &of(2, None)));
+        let source = Some(address(9).ip());
+        let other = of(1, source);
+        assert!(!Arc::ptr_eq(&first, &other));
+        assert_eq!(
+            (other.dest.address, other.dest.source),
+            (address(1), source)
+        );
+    }
+
+    #[tokio::test]
+    async fn what_nobody_uses_is_given_up() {
+        let (dynamic, config) = (Dynamic::default(), config());
+        let used = Pick::new(dynamic.endpoint(&config, (address(1), None), 1));
+        dynamic.endpoint(&config, (address(2), None), 1);
+        dynamic.sweep(Instant::now());
+        assert_eq!(dynamic.made.lock().len(), 2);
+        let later = Instant::now() + UNUSED;
+        dynamic.sweep(later);
+        assert_eq!(dynamic.made.lock().len(), 1);
+        drop(used);
+        dynamic.sweep(later);
+        assert_eq!(dynamic.made.lock().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn there_is_a_bound() {
+        let (dynamic, config) = (Dynamic::default(), config());
+        for n in 0..MAX_KEPT + 10 {
+            let endpoint = dynamic.endpoint(&config, (address(n), None), 1);
+            assert_eq!(endpoint.dest.address, address(n));
+        }
+        assert_eq!(dynamic.made.lock().len(), MAX_KEPT);
     }
 }

@@ -330,7 +330,9 @@ impl Linker {
         {
             return previous.clone();
         }
-        let unrouted = (side == Side::Client).then(|| {
+        // A name that DNS asks for takes no requests.
+        let routed = side == Side::Client && config.addresses.is_none();
+        let unrouted = routed.then(|| {
             self.metrics
                 .client_route((service, namespace), "", "", Tls::None)
         });

@@ -329,6 +329,15 @@ impl Arrival {
     }
 }
 
+impl Default for DnsConfig {
+    fn default() -> Self {
+        Self {
+            cluster_domain: "cluster.local".into(),
+            external: Vec::new(),
+        }
+    }
+}
+
 impl DnsConfig {
     fn read(p: &mut Problems, from: &pb::Listener) -> Option<Self> {
         let metadata = from.metadata.as_ref();
@@ -344,8 +353,7 @@ impl DnsConfig {
             (true, [filter]) if is_dns(filter) => Some(Self {
                 cluster_domain: p
                     .metadata_string(metadata, "cluster_domain")
-                    .unwrap_or("cluster.local")
-                    .into(),
+                    .map_or_else(|| Self::default().cluster_domain, Into::into),
                 external: p.metadata_strings(metadata, "external"),
             }),
             (true, _) => {

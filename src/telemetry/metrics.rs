@@ -95,6 +95,9 @@ pub struct Metrics {
     detections: Family<IntCounter>,
     identity_renewals: Family<IntCounter>,
     config_updates: Family<IntCounter>,
+    dns_queries: Family<IntCounter>,
+    dns_forwards: Family<Histogram>,
+    dns_failures: Family<IntCounter>,
     /// Unix time at which the workload certificate expires; 0 before the first.
     pub identity_expiration: Gauge,
     /// 1 while the stream to the control plane is open.
@@ -251,6 +254,23 @@ impl Metrics {
                 "Configuration resources from the control plane: applied, removed or rejected.",
                 &["kind", "result"],
             ),
+            dns_queries: counter(
+                "weft_dns_queries_total",
+                "DNS queries of the application, by who knew the answer: mesh, cache, stale, resolver or error.",
+                &["answered_by"],
+            ),
+            dns_forwards: histogram(
+                "weft_dns_forward_duration_seconds",
+                "From a DNS query to the resolvers to their answer, all tries included.",
+                &[],
+                DURATION_BUCKETS,
+            ),
+            dns_failures: counter(
+                "weft_dns_resolver_failures_total",
+                "Tries of DNS resolvers that failed: timeout, unreachable, malformed, error_answer, truncated; \
+                 and queries that were not sent: no_resolver, overload.",
+                &["reason"],
+            ),
             identity_expiration: time(
                 "weft_identity_expiration_timestamp_seconds",
                 "When the workload certificate expires.",
@@ -332,12 +352,19 @@ impl Metrics {
                 &self.detections,
                 &self.identity_renewals,
                 &self.config_updates,
+                &self.dns_queries,
+                &self.dns_failures,
             ],
             &mut all,
         );
         add(
             "histogram",
-            &[&self.server_duration, &self.client_duration, &self.overhead],
+            &[
+                &self.server_duration,
+                &self.client_duration,
+                &self.overhead,
+                &self.dns_forwards,
+            ],
             &mut all,
         );
         add(
@@ -518,6 +545,21 @@ impl Metrics {
     /// Counts a configuration resource.
     pub fn config_update(&self, kind: &str, result: &str) {
         self.config_updates.child(&[kind, result]).inc();
+    }
+
+    /// Counts a DNS query of the application.
+    pub fn dns_query(&self, answered_by: &'static str) {
+        self.dns_queries.child(&[answered_by]).inc();
+    }
+
+    /// Counts a DNS query to the resolvers, with the time that they took.
+    pub fn dns_forwarded(&self, seconds: f64) {
+        self.dns_forwards.child(&[]).observe(seconds);
+    }
+
+    /// Counts a failure of a DNS resolver.
+    pub fn dns_resolver_failure(&self, reason: &'static str) {
+        self.dns_failures.child(&[reason]).inc();
     }
 }
 

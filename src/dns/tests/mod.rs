@@ -1,0 +1,6 @@
+pub mod double;
+pub mod message;
+
+mod resolver;
+mod server;
+mod wire;

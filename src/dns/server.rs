@@ -56,8 +56,11 @@ struct Service {
     metrics: Arc<Metrics>,
 }
 
-/// Answers the queries that arrive at one address, over UDP and TCP. Never ends; dropping the
-/// future ends all that it began, but queries to resolvers that others may wait for (5 s).
+/// Answers the queries that arrive at one address, over UDP and TCP. Never ends.
+///
+/// When the future is dropped nothing more is received and TCP connections are closed. UDP
+/// queries that have arrived are still answered, which takes at most some seconds: their
+/// clients would not know that they have to ask again.
 pub async fn serve(
     udp: UdpSocket,
     tcp: TcpListener,
@@ -76,8 +79,17 @@ pub async fn serve(
     );
 }
 
+/// Tasks that come to an end by themselves, also when nobody watches them any more.
+struct Finishing(JoinSet<()>);
+
+impl Drop for Finishing {
+    fn drop(&mut self) {
+        self.0.detach_all();
+    }
+}
+
 async fn serve_udp(socket: Arc<UdpSocket>, service: Arc<Service>) {
-    let mut queries = JoinSet::new();
+    let mut queries = Finishing(JoinSet::new());
     let mut buffer = vec![0; MAX_UDP_QUERY];
     loop {
         let (packet, client) = match socket.recv_from(&mut buffer).await {
@@ -88,8 +100,8 @@ async fn serve_udp(socket: Arc<UdpSocket>, service: Arc<Service>) {
                 continue;
             }
         };
-        while queries.try_join_next().is_some() {}
-        if queries.len() >= MAX_QUERIES {
+        while queries.0.try_join_next().is_some() {}
+        if queries.0.len() >= MAX_QUERIES {
             // At once: the client may have another resolver, and its time is short.
             if let Some(answer) = service.too_busy(packet) {
                 send(&socket, &answer, client).await;
@@ -97,7 +109,7 @@ async fn serve_udp(socket: Arc<UdpSocket>, service: Arc<Service>) {
             continue;
         }
         let (socket, service) = (socket.clone(), service.clone());
-        queries.spawn(async move {
+        queries.0.spawn(async move {
             if let Some(answer) = service.answer(packet, Transport::Udp).await {
                 send(&socket, &answer, client).await;
             }

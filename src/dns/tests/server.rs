@@ -45,7 +45,7 @@ struct Mesh {
     lookups: Arc<AtomicUsize>,
     /// Look-ups of names with `held` in them wait for this.
     held: watch::Sender<bool>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 /// `post*`, `headless*` and `github.com` are names of the mesh, those with `unknown` may be;
@@ -107,7 +107,7 @@ async fn mesh(resolvers: &[SocketAddr]) -> Mesh {
         names,
         lookups,
         held,
-        _tasks: tasks,
+        tasks,
     }
 }
 
@@ -561,6 +561,34 @@ async fn queries_in_flight_are_bounded() {
     while Rcode::of(&mesh.ask("post.blog.svc", A).await) != Rcode::OK {
         assert!(Instant::now() < limit, "there is room again");
     }
+}
+
+#[tokio::test]
+async fn queries_that_have_arrived_outlive_the_listener() {
+    let outside = Double::new(|seen| {
+        let answer = Act::Send(response(&seen.packet, Rcode::OK, &[], &[]));
+        vec![Act::Hold, answer]
+    })
+    .await;
+    let mut mesh = mesh(&[outside.address]).await;
+    let client = mesh.client().await;
+    let mut tcp = mesh.tcp().await;
+    for (n, host) in [(1, "slow.example.org"), (2, "other.example.org")] {
+        let query = client_query(n, host, A, None);
+        client.send(&query).await.unwrap();
+    }
+    send_framed(&mut tcp, &client_query(3, "third.example.org", A, None)).await;
+    until("they arrive", || outside.count() == 3).await;
+    mesh.tasks.shutdown().await;
+    assert_eq!(
+        answer_of(&mut tcp).await,
+        None,
+        "a client over TCP sees the end"
+    );
+    outside.release();
+    let mut ids = [id(&received(&client).await), id(&received(&client).await)];
+    ids.sort_unstable();
+    assert_eq!(ids, [1, 2]);
 }
 
 #[tokio::test]

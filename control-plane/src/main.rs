@@ -2,7 +2,8 @@
 //!
 //! Data goes to stdout, words to stderr. Exit codes: 0 fine, 1 problems, 2 usage.
 
-use std::io::IsTerminal as _;
+use std::fmt;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -72,7 +73,8 @@ struct Render {
     /// The workload.
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_node)]
     node: (String, String),
-    /// The data directory of the control plane; only its certificate authority is read.
+    /// The data directory of the control plane; only its certificate authority and the virtual
+    /// addresses of services are read.
     #[arg(
         long,
         env = "WEFT_CONTROL_DATA",
@@ -195,15 +197,31 @@ fn log_to_stderr() {
         .unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .init();
 }
 
+/// Writes data to stdout. A reader that has gone, as `head` does, has what it wanted.
+fn print(data: impl fmt::Display) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{data}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// Writes words to stderr; if nobody reads them, nothing is lost.
+fn say(words: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{words}");
+}
+
 fn render(args: &Render) -> Result<ExitCode, Problem> {
-    let load = FileSource::new(&args.config).load();
+    let load = FileSource::new(&args.config)
+        .with_addresses_of(&args.data)
+        .load();
     for diagnostic in &load.diagnostics {
-        eprintln!("{diagnostic}");
+        say(diagnostic);
     }
     let (namespace, workload) = (args.node.0.as_str(), args.node.1.as_str());
     if load.mesh.workload(namespace, workload).is_none() {
@@ -224,10 +242,10 @@ fn render(args: &Render) -> Result<ExitCode, Problem> {
     }
     let roots = roots(&args.data)?;
     if roots.is_none() {
-        eprintln!(
+        say(format_args!(
             "note: no certificate authority in {}: ROOTCA is shown without roots (--data names the directory)",
             args.data.display()
-        );
+        ));
     }
     let context = Context {
         mesh: &load.mesh,
@@ -238,7 +256,8 @@ fn render(args: &Render) -> Result<ExitCode, Problem> {
         namespace,
         workload,
     };
-    println!("{:#}", weft_control::translate::render(&context, &node));
+    let rendered = weft_control::translate::render(&context, &node);
+    print(format_args!("{rendered:#}"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -255,18 +274,26 @@ fn roots(data: &Path) -> Result<Option<String>, CaError> {
 fn check(args: &Check) -> Result<ExitCode, Problem> {
     let load = FileSource::new(&args.config).load();
     for diagnostic in &load.diagnostics {
-        println!("{diagnostic}");
+        print(diagnostic)?;
     }
-    let count = |level| load.diagnostics.iter().filter(|d| d.level == level).count();
-    let (errors, warnings) = (count(Level::Error), count(Level::Warning));
-    eprintln!(
-        "{}: {} services, {} workloads, {} routes: {errors} errors, {warnings} warnings",
+    let of = |level| load.diagnostics.iter().filter(|d| d.level == level).count();
+    let (errors, warnings) = (of(Level::Error), of(Level::Warning));
+    say(format_args!(
+        "{}: {}, {}, {}: {}, {}",
         args.config.display(),
-        load.mesh.services().count(),
-        load.mesh.workloads().count(),
-        load.mesh.route_count(),
-    );
+        count(load.mesh.services().count(), "service"),
+        count(load.mesh.workloads().count(), "workload"),
+        count(load.mesh.route_count(), "route"),
+        count(errors, "error"),
+        count(warnings, "warning"),
+    ));
     Ok(ExitCode::from(u8::from(errors > 0)))
+}
+
+/// A number of things in words.
+fn count(number: usize, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
 }
 
 fn ca_init(data: &Path, trust_domain: &TrustDomain) -> Result<ExitCode, Problem> {

@@ -18,6 +18,7 @@ use weft_api::envoy::service::discovery::v3::aggregated_discovery_service_client
 use weft_certs::{KeyPair, SpiffeId, SvidVerifier, SystemClock, WorkloadCert};
 use weft_control::app::{App, Options};
 
+mod captured;
 mod drain;
 mod support;
 

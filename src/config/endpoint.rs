@@ -408,7 +408,7 @@ mod tests {
         }
         check(
             udp,
-            &["endpoint.address.socket_address.protocol: only TCP is supported"],
+            &["endpoint.address.socket_address.protocol: only TCP is supported here"],
         );
         let named = LbEndpoint {
             host_identifier: Some(lb_endpoint::HostIdentifier::EndpointName("x".into())),

@@ -149,10 +149,28 @@ impl Problems {
 
     /// A numeric TCP address.
     pub(super) fn address(&mut self, field: &str, from: Option<&Address>) -> Option<SocketAddr> {
+        self.address_of(field, from, socket_address::Protocol::Tcp)
+    }
+
+    /// The same for UDP.
+    pub(super) fn udp_address(
+        &mut self,
+        field: &str,
+        from: Option<&Address>,
+    ) -> Option<SocketAddr> {
+        self.address_of(field, from, socket_address::Protocol::Udp)
+    }
+
+    fn address_of(
+        &mut self,
+        field: &str,
+        from: Option<&Address>,
+        protocol: socket_address::Protocol,
+    ) -> Option<SocketAddr> {
         match from.and_then(|a| a.address.as_ref()) {
-            Some(address::Address::SocketAddress(address)) => {
-                self.at(field, |p| p.at("socket_address", |p| p.socket(address)))
-            }
+            Some(address::Address::SocketAddress(address)) => self.at(field, |p| {
+                p.at("socket_address", |p| p.socket(address, protocol))
+            }),
             Some(_) => {
                 self.reject(field, "only socket_address is supported");
                 None
@@ -164,9 +182,14 @@ impl Problems {
         }
     }
 
-    fn socket(&mut self, from: &SocketAddress) -> Option<SocketAddr> {
-        if from.protocol != socket_address::Protocol::Tcp as i32 {
-            self.reject("protocol", "only TCP is supported");
+    fn socket(
+        &mut self,
+        from: &SocketAddress,
+        protocol: socket_address::Protocol,
+    ) -> Option<SocketAddr> {
+        if from.protocol != protocol as i32 {
+            let words = format_args!("only {} is supported here", protocol.as_str_name());
+            self.reject("protocol", words);
         }
         self.unsupported(
             !from.network_namespace_filepath.is_empty(),

@@ -161,7 +161,7 @@ fn captured_outbound(cx: &Context<'_>, workload: &Workload) -> api::Listener {
         let filter = tcp_filter(names::PASSTHROUGH, vec![(names::PASSTHROUGH.to_owned(), 1)]);
         chain(names::PASSTHROUGH, filter)
     };
-    api::Listener {
+    let mut listener = api::Listener {
         additional_addresses: also_at(proto::address(LOCALHOST_V6, workload.outbound_port)),
         use_original_dst: yes(),
         default_filter_chain: match cx.mesh.config.unknown {
@@ -169,7 +169,16 @@ fn captured_outbound(cx: &Context<'_>, workload: &Workload) -> api::Listener {
             UnknownDestinations::Deny => None,
         },
         ..proxy(workload)
+    };
+    // Or the default chain would never apply.
+    for http in &mut listener.filter_chains {
+        http.filter_chain_match = Some(api::FilterChainMatch {
+            application_protocols: strings(PLAIN_HTTP),
+            ..Default::default()
+        });
     }
+    listener.listener_filters.push(http_inspector());
+    listener
 }
 
 /// Where the kernel leads connections to the application: those to declared ports are handed

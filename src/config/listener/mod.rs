@@ -6,7 +6,7 @@ use weft_api::{
     any,
     envoy::{
         config::{
-            core::v3::TrafficDirection,
+            core::v3::{Address, TrafficDirection},
             listener::v3::{self as pb, filter, listener_filter},
         },
         extensions::filters::{
@@ -214,7 +214,12 @@ pub struct TcpConfig {
 pub(super) fn read(p: &mut Problems, name: &str, from: &pb::Listener) -> Option<Listener> {
     let name = p.name("name", &from.name, name);
     extras(p, from);
-    let address = p.address("address", from.address.as_ref());
+    let udp = from.udp_listener_config.is_some();
+    let address_of = |p: &mut Problems, from: &Option<Address>| match udp {
+        true => p.udp_address("address", from.as_ref()),
+        false => p.address("address", from.as_ref()),
+    };
+    let address = address_of(p, &from.address);
     let direction = match TrafficDirection::try_from(from.traffic_direction) {
         Ok(TrafficDirection::Inbound) => Some(Direction::Inbound),
         Ok(TrafficDirection::Outbound) => Some(Direction::Outbound),
@@ -245,7 +250,7 @@ pub(super) fn read(p: &mut Problems, name: &str, from: &pb::Listener) -> Option<
         &from.additional_addresses,
         |p, a| {
             p.unsupported(a.socket_options.is_some(), "socket_options");
-            p.address("address", a.address.as_ref())
+            address_of(p, &a.address)
         },
     );
     let dns = DnsConfig::read(p, from);

@@ -446,6 +446,12 @@ fn a_listener_may_have_several_addresses() {
 fn dns_has_a_listener_of_its_own() {
     let dns = |filters: Vec<Any>| {
         let mut message = listener(vec![]);
+        if let Some(Address {
+            address: Some(address::Address::SocketAddress(address)),
+        }) = &mut message.address
+        {
+            address.protocol = socket_address::Protocol::Udp as i32;
+        }
         message.udp_listener_config = Some(Default::default());
         message.listener_filters = filters
             .into_iter()

@@ -203,9 +203,7 @@ impl Resolver {
         transport: Transport,
         udp_limit: usize,
     ) -> Option<Answered> {
-        let Some(_permit) = self.permit() else {
-            return None;
-        };
+        let _permit = self.permit()?;
         let mut answer = self.ask(packet, transport, udp_limit, None).await.ok()?;
         if let Some(id) = packet.first_chunk() {
             wire::set_id(&mut answer, u16::from_be_bytes(*id));

@@ -19,10 +19,8 @@ const OUR_UDP: u16 = 1232;
 const MAX_NAME: usize = 255;
 const MAX_LABEL: usize = 63;
 
-/// Record types (IANA).
+/// An IPv4 address. The numbers of the record types are IANA's.
 pub const A: u16 = 1;
-/// An alias.
-pub const CNAME: u16 = 5;
 /// The head of a zone; says how long a name may be remembered as absent.
 pub const SOA: u16 = 6;
 /// An IPv6 address.

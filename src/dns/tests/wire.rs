@@ -341,11 +341,8 @@ fn answers_are_scanned() {
     let with_edns = parsed(client_query(1, "post.blog", A, Some(512)));
     let answer = message(&with_edns, Rcode::OK, &[a("post.blog", here, 60)], &[]);
     assert_eq!(message::ttls(&answer), [60]);
-    let lying = {
-        let mut answer = answer.clone();
-        answer[7] = 200;
-        answer
-    };
+    let mut lying = answer;
+    lying[7] = 200;
     assert_eq!(wire::scan(&lying, A), None);
     let short_soa = message(&q, Rcode::NO_NAME, &[], &[record("blog", 6, 60, &[0; 8])]);
     let none = Scan {
@@ -488,7 +485,7 @@ fn mutated_packets_are_survived() {
             let at = below(packet.len().max(1));
             let byte = [rng.next() as u8, 0, 0xff, 0xc0, 0x3f][below(5)];
             match below(6) {
-                0 | 1 | 2 => {
+                0..=2 => {
                     if let Some(target) = packet.get_mut(at) {
                         *target = byte;
                     }

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, path::Path};
 use weft_api::Kind;
 use weft_control::{
     source::FileSource,
-    translate::{Context, Node, resource, wildcard},
+    translate::{Context, Node, render, resource, wildcard},
 };
 
 use super::{ClusterType, Filter, RouteAction, RouteSource, Value, parse};
@@ -98,14 +98,10 @@ fn the_sidecar_reads_what_the_control_plane_writes() {
             for name in wildcard(&cx, &node, Kind::Listener) {
                 seen += follow(&cx, &node, Kind::Listener, &name);
             }
-            for service in loaded.mesh.services() {
-                for port in &service.ports {
-                    let name = format!(
-                        "outbound/{}.{}:{}",
-                        service.name, service.namespace, port.port
-                    );
-                    seen += follow(&cx, &node, Kind::VirtualHost, &name);
-                }
+            let rendered = render(&cx, &node);
+            for host in rendered["virtual_hosts"].as_array().unwrap() {
+                let name = host["name"].as_str().unwrap();
+                seen += follow(&cx, &node, Kind::VirtualHost, name);
             }
         }
     }

@@ -4,6 +4,7 @@ mod control;
 mod demo;
 mod duration;
 mod files;
+mod inject;
 mod internal;
 mod output;
 mod run;
@@ -47,6 +48,8 @@ enum Verb {
     Demo(demo::Args),
     Server(server::Args),
     Run(run::Args),
+    Inject(inject::InjectArgs),
+    Uninject(inject::UninjectArgs),
     /// Print the version.
     Version,
     /// Print a completion script, e.g. `source <(weft completion bash)`.
@@ -69,6 +72,8 @@ fn main() -> ExitCode {
             Ok(code) => return ExitCode::from(code),
             Err(failure) => Err(failure),
         },
+        Verb::Inject(args) => inject::inject(args, &out),
+        Verb::Uninject(args) => inject::uninject(args, &out),
         Verb::Version => version(&out),
         Verb::Completion { shell } => completion(*shell, &out),
     };

@@ -21,6 +21,7 @@ pub mod model;
 pub mod source;
 mod storage;
 pub mod token;
+pub mod token_file;
 pub mod translate;
 
 use std::time::SystemTime;

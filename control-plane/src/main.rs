@@ -17,6 +17,7 @@ use weft_control::app::{App, CA_DIRECTORY, DEFAULT_ADMIN, DEFAULT_LISTEN, Option
 use weft_control::config::Level;
 use weft_control::source::FileSource;
 use weft_control::token::{Request, Tokens};
+use weft_control::token_file::{self, TokenFile};
 use weft_control::translate::{Context, Node};
 
 /// The Weft control plane: Gateway API documents in, Envoy xDS and SPIFFE certificates out.
@@ -63,6 +64,10 @@ struct Serve {
     /// Where the admin pages are: /metrics, /ready, /debug/config, /debug/clients.
     #[arg(long, env = "WEFT_CONTROL_ADMIN", value_name = "ADDRESS", default_value = DEFAULT_ADMIN)]
     admin: SocketAddr,
+    /// Keep a reusable join token for this service account in FILE, for a sidecar that can read
+    /// it: written at the start and renewed every 15 days. May be given several times.
+    #[arg(long = "join-token", value_name = "NAMESPACE/ACCOUNT=FILE")]
+    join_tokens: Vec<TokenFile>,
 }
 
 #[derive(Args)]
@@ -179,8 +184,13 @@ fn serve(args: Serve) -> Result<ExitCode, Problem> {
             trust_domain = %bound.trust_domain(),
             "serving"
         );
+        for file in &args.join_tokens {
+            file.write(&bound.tokens, SystemTime::now())?;
+        }
+        let renewal = token_file::renew(args.join_tokens, bound.tokens.clone());
         let shutdown = async {
             tokio::select! {
+                never = renewal => match never {},
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }

@@ -8,7 +8,8 @@ use super::{
     print, remove,
 };
 
-const HELP: &str = "\
+/// What `--help` says.
+pub const HELP: &str = "\
 Leads the traffic of this network namespace through the sidecar (docs/capture.md).
 
 usage: weft-proxy init [OPTIONS] [--print | --check | --remove]

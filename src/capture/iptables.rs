@@ -315,3 +315,87 @@ fn action(action: Action, family: Family) -> String {
         Action::MarkPacket => format!("-j MARK --set-xmark {MARK:#x}/0xffffffff"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{chains, restore_text};
+    use crate::capture::{
+        options::parse,
+        plan::{Family, Plan},
+    };
+
+    fn plan(line: &str) -> Plan {
+        let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        Plan::new(&parse(&args).unwrap().1, true)
+    }
+
+    #[test]
+    fn a_rule_becomes_one_line_for_each_element_and_only_those_of_its_family() {
+        let plan = plan(
+            "--exclude-outbound-cidrs 10.0.0.0/8,fd00::/8 --only-uids 3,4 --mode tproxy \
+             --exclude-inbound-ports 22,30-40",
+        );
+        for (family, there, not_there) in [
+            (
+                Family::V4,
+                &[
+                    "-A WEFT_OUTBOUND -m owner --uid-owner 3 -g WEFT_OUTBOUND_DESTINATION\n",
+                    "-A WEFT_OUTBOUND -m owner --uid-owner 4 -g WEFT_OUTBOUND_DESTINATION\n",
+                    "-A WEFT_OUTBOUND_DESTINATION -d 10.0.0.0/8 -j RETURN\n",
+                    "-A WEFT_INBOUND -p tcp --dport 30:40 -j RETURN\n",
+                    "-j TPROXY --on-port 14006 --on-ip 0.0.0.0 ",
+                    "-I PREROUTING 1 -j WEFT_INBOUND\n",
+                ][..],
+                "fd00",
+            ),
+            (
+                Family::V6,
+                &[
+                    "-A WEFT_OUTBOUND_DESTINATION -d fd00::/8 -j RETURN\n",
+                    "-A WEFT_OUTBOUND_SIDECAR -s ::6 -j RETURN\n",
+                    "--on-ip :: ",
+                ],
+                "127.0.0",
+            ),
+        ] {
+            let text = restore_text(Some(&plan), "", family);
+            for part in there {
+                assert!(text.contains(part), "{part} in\n{text}");
+            }
+            assert!(!text.contains(not_there), "{not_there} in\n{text}");
+            assert_eq!(text.matches("COMMIT\n").count(), 2, "{text}");
+        }
+    }
+
+    const SAVED: &str = "*mangle\n:OUTPUT ACCEPT [0:0]\n:WEFT_OLD - [0:0]\n\
+         -A OUTPUT -j WEFT_OLD\n-A OUTPUT -j USERS\nCOMMIT\n\
+         *nat\n:OUTPUT ACCEPT [1:60]\n:USERS - [0:0]\n:WEFT_OUTBOUND - [0:0]\n\
+         -A OUTPUT -j WEFT_OUTBOUND\n-A OUTPUT -j USERS\n-A WEFT_OUTBOUND -j RETURN\nCOMMIT\n";
+
+    #[test]
+    fn what_is_ours_is_replaced_or_removed_and_nothing_else() {
+        let text = restore_text(None, SAVED, Family::V4);
+        assert_eq!(
+            text,
+            "*nat\n:WEFT_OUTBOUND - [0:0]\n-D OUTPUT -j WEFT_OUTBOUND\n-X WEFT_OUTBOUND\nCOMMIT\n\
+             *mangle\n:WEFT_OLD - [0:0]\n-D OUTPUT -j WEFT_OLD\n-X WEFT_OLD\nCOMMIT\n"
+        );
+        let text = restore_text(Some(&plan("")), SAVED, Family::V4);
+        assert!(text.contains("-D OUTPUT -j WEFT_OUTBOUND\n"), "{text}");
+        assert!(!text.contains("-X WEFT_OUTBOUND\n"), "{text}");
+        assert!(text.contains("-X WEFT_OLD\n"), "{text}");
+        assert!(!text.contains("USERS"), "{text}");
+        assert_eq!(restore_text(None, "", Family::V4), "");
+    }
+
+    #[test]
+    fn chains_are_found_with_their_tables() {
+        let found: Vec<String> = chains(SAVED, "iptables-legacy")
+            .into_iter()
+            .map(|found| format!("{} {}", found.table, found.chain))
+            .collect();
+        assert_eq!(found[1], "iptables-legacy mangle WEFT_OLD");
+        assert_eq!(found[3], "iptables-legacy nat USERS");
+        assert_eq!(found.len(), 5);
+    }
+}

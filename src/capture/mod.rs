@@ -77,9 +77,9 @@ pub enum CaptureError {
     Kernel(String),
     /// The rules are there, and do not do what they should; they were removed again.
     #[error(
-        "self test: {0}. The rules were removed again. Look for rules that come first or switch \
-         conntrack off (`nft list ruleset`, `iptables-save`); a sandbox without address \
-         translation cannot capture"
+        "self test: {0}. The rules were removed again. Is the loopback interface up (`ip link set \
+         lo up`)? Do other rules come first, or switch conntrack off (`nft list ruleset`, \
+         `iptables-save`)? A sandbox without address translation cannot capture"
     )]
     NotCaptured(String),
     /// [`check`] found that nothing is captured.
@@ -115,7 +115,7 @@ pub fn print(options: &Options) -> String {
 /// they work. Takes at most 2 s when they do not.
 ///
 /// # Errors
-/// Then nothing of ours is left.
+/// Then nothing of ours is left, unless the error came before anything was changed.
 pub fn install(options: &Options) -> Result<Report, CaptureError> {
     let seen = Seen::look()?;
     if let Some(text) = foreign::explain(&seen.chains) {
@@ -371,7 +371,9 @@ fn has_ipv6(settings: &Path) -> Result<bool, CaptureError> {
 mod tests {
     use std::fs;
 
-    use super::{Backend, CaptureError, first_that_works, has_ipv6};
+    use super::{
+        Backend, CaptureError, command::HELP, first_that_works, has_ipv6, options::parse, print,
+    };
 
     #[test]
     fn ipv6_is_on_where_an_interface_has_it() {
@@ -415,6 +417,18 @@ mod tests {
                 .map(|(backend, refused)| (backend, refused.len()))
                 .map_err(|refused| refused.len());
             assert_eq!(found, expected, "{wanted} {working:?}");
+        }
+    }
+
+    #[test]
+    fn documentation_shows_these_rules_and_options() {
+        let text = include_str!("../../docs/capture.md");
+        let (_, options) = parse(&[]).unwrap();
+        let help = "paste `weft-proxy init --print` into docs/capture.md";
+        assert!(text.contains(&print(&options)), "{help}");
+        let words = HELP.split([' ', '\n', '[', ']']);
+        for option in words.filter(|word| word.starts_with("--")) {
+            assert!(text.contains(&format!("`{option}")), "{option}");
         }
     }
 }

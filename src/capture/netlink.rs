@@ -323,7 +323,7 @@ mod tests {
         message.nested(2, |inner| inner.number(3, 0x0102_0304));
         let bytes = message.finish(7);
         let mut expected = Vec::new();
-        expected.extend(44_u32.to_ne_bytes());
+        expected.extend(40_u32.to_ne_bytes());
         expected.extend(0x0a01_u16.to_ne_bytes());
         expected.extend((ACK | 1).to_ne_bytes());
         expected.extend(7_u32.to_ne_bytes());

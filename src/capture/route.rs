@@ -248,7 +248,9 @@ pub fn commands(mode: Mode, ipv6: bool) -> Vec<String> {
     let mut lines = Vec::new();
     if ipv6 {
         families.push("-6");
-        lines.push(format!("ip -6 address add {SOURCE_V6}/128 dev lo nodad preferred_lft 0"));
+        lines.push(format!(
+            "ip -6 address add {SOURCE_V6}/128 dev lo nodad preferred_lft 0"
+        ));
     }
     if mode == Mode::Tproxy {
         for family in families {

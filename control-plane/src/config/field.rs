@@ -322,11 +322,15 @@ fn one_of(names: &[&str]) -> String {
 
 /// The candidate that is a plausible misspelling of `word`.
 pub(crate) fn closest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let allowed = |candidate: &str| candidate.len().div_ceil(3);
     let lower = word.to_lowercase();
+    let length = lower.chars().count();
     candidates
         .iter()
+        // A difference in length is a distance already, and words may be of any length.
+        .filter(|candidate| length.abs_diff(candidate.chars().count()) <= allowed(candidate))
         .map(|candidate| (distance(&lower, &candidate.to_lowercase()), *candidate))
-        .filter(|(distance, candidate)| *distance <= candidate.len().div_ceil(3))
+        .filter(|(distance, candidate)| *distance <= allowed(candidate))
         .min()
         .map(|(_, candidate)| candidate)
 }

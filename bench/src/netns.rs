@@ -163,6 +163,9 @@ impl Host {
             handle,
             number,
         };
+        // Addresses of interfaces are usable at once, not after a second of looking for another
+        // owner.
+        host.within(|| write_sysctl("ipv6/conf/default/accept_dad", "0"))??;
         ip("link set lo up\n", Some(&host.name))?;
         Ok(host)
     }

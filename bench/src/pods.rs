@@ -177,6 +177,14 @@ impl Cluster {
         })
     }
 
+    /// Waits until packets of both families reach a host: a new link may take a second.
+    pub(crate) async fn reach(&self, host: &Host) {
+        for family in Family::BOTH {
+            // Refused is reached as well; who is not is found by the cases.
+            let _ = self.outside.connect(host.at(family, 9)).await;
+        }
+    }
+
     /// A token for the service account that is named like the workload.
     async fn token(&self, account: &str) -> Result<String> {
         let output = Spec::new("weft-control token create", &self.programs.control)

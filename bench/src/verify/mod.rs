@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// Only the groups that this matches, such as `canary|drain`
     #[arg(long, value_name = "REGEX")]
     only: Option<Regex>,
+    /// Leave logs, documents and state of each group where they are, and say where
+    #[arg(long)]
+    keep: bool,
     #[command(flatten)]
     bin_dir: BinDir,
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -291,8 +294,12 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
         }
         let dir = tempfile::Builder::new()
             .prefix("weft-verify-")
+            .disable_cleanup(options.keep)
             .tempdir()
             .context("make a temporary directory")?;
+        if options.keep {
+            eprintln!("{}: {}", group.name(), dir.path().display());
+        }
         let setting = Setting {
             programs: programs.clone(),
             quick: options.quick,

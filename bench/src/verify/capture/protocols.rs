@@ -48,6 +48,9 @@ pub(super) async fn run(setting: &Setting, mode: Mode, cases: &mut Cases) -> Res
         data.start_ready().await?,
         client.start_ready().await?,
     ];
+    for pod in [&client, &shop, &data] {
+        cluster.reach(&pod.host).await;
+    }
     until_answered(&client.host, address(Family::V4, 10, 80), |reply| {
         reply.status == 200
     })
@@ -153,7 +156,7 @@ pub(super) async fn run(setting: &Setting, mode: Mode, cases: &mut Cases) -> Res
             .check(
                 &name("source"),
                 expected,
-                source(&client, echo, mode, family),
+                source(&client, &shop, mode, family),
             )
             .await;
         let check = async {
@@ -398,8 +401,10 @@ async fn grpc(client: &Pod, dir: &Path, family: Family, python: &Path) -> Result
 }
 
 /// Whom the application takes for its caller.
-async fn source(client: &Pod, echo: SocketAddr, mode: Mode, family: Family) -> Result<Finding> {
-    let reply = pods::get(&client.host, echo, "echo", "/peer").await?;
+async fn source(client: &Pod, shop: &Pod, mode: Mode, family: Family) -> Result<Finding> {
+    // By address: which family a service's pods are called over is the mesh's business.
+    let address = shop.host.at(family, 8080);
+    let reply = pods::get(&client.host, address, &address.to_string(), "/peer").await?;
     let ok = match (mode, reply.body.parse::<IpAddr>()) {
         (Mode::Tproxy, Ok(peer)) => peer == client.host.ip(family),
         (Mode::Redirect, Ok(IpAddr::V4(peer))) => peer.is_loopback(),

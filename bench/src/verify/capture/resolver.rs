@@ -1,9 +1,7 @@
-//! A nameserver as small as can be: it knows the IPv4 addresses of a few names, denies all
-//! others, and counts the questions. Queries come from resolvers of this machine.
+//! A nameserver as small as can be: it knows the IPv4 addresses of a few names and denies all
+//! others, in words that may be kept. Queries come from resolvers of this machine.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
@@ -17,7 +15,6 @@ const TTL: u32 = 1;
 /// A running nameserver on port 53; dead when dropped.
 #[derive(Debug)]
 pub(crate) struct Resolver {
-    questions: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -35,8 +32,6 @@ impl Resolver {
             .iter()
             .map(|(name, address)| ((*name).to_owned(), *address))
             .collect();
-        let questions = Arc::new(AtomicU64::new(0));
-        let count = questions.clone();
         let task = tokio::spawn(async move {
             let mut buffer = [0; 2048];
             loop {
@@ -44,19 +39,13 @@ impl Resolver {
                 let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
                     continue;
                 };
-                count.fetch_add(1, Ordering::Relaxed);
                 if let Some(answer) = answer(&buffer[..length], &names) {
                     // Who asked may be gone.
                     let _ = socket.send_to(&answer, peer).await;
                 }
             }
         });
-        Ok(Self { questions, task })
-    }
-
-    /// How many questions have come so far.
-    pub(crate) fn questions(&self) -> u64 {
-        self.questions.load(Ordering::Relaxed)
+        Ok(Self { task })
     }
 }
 
@@ -81,13 +70,31 @@ fn answer(query: &[u8], names: &[(String, Ipv4Addr)]) -> Option<Vec<u8>> {
     let mut text = query[..2].to_vec();
     // An answer, as recursive as was asked for.
     text.extend([0x80 | (query[2] & 1), 0x80 | code]);
-    text.extend([0, 1, 0, u8::from(address.is_some()), 0, 0, 0, 0]);
+    text.extend([
+        0,
+        1,
+        0,
+        u8::from(address.is_some()),
+        0,
+        u8::from(address.is_none()),
+        0,
+        0,
+    ]);
     text.extend(&query[12..end + 4]);
     if let Some(address) = address {
         text.extend([0xc0, 12, 0, 1, 0, 1]);
         text.extend(TTL.to_be_bytes());
         text.extend([0, 4]);
         text.extend(address.octets());
+    } else {
+        // SOA of the root: two names, serial, refresh, retry, expire, and how long the absence
+        // may be kept (RFC 2308).
+        text.extend([0, 0, 6, 0, 1]);
+        text.extend(TTL.to_be_bytes());
+        text.extend([0, 22, 0, 0]);
+        for number in [1, 1, 1, 1, TTL] {
+            text.extend(number.to_be_bytes());
+        }
     }
     Some(text)
 }
@@ -131,9 +138,11 @@ mod tests {
         assert_eq!(asked[..12], [7, 9, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
         assert!(asked.ends_with(&[0, 0, 0, 1, 0, 4, 10, 9, 9, 2]));
         let no_v6 = answer(&query("web.example", 28), &names).unwrap();
-        assert_eq!((no_v6[3], no_v6[7]), (0x80, 0));
+        assert_eq!((no_v6[3], no_v6[7], no_v6[9]), (0x80, 0, 1));
         let unknown = answer(&query("other.example", 1), &names).unwrap();
-        assert_eq!((unknown[3], unknown[7]), (0x83, 0));
+        assert_eq!((unknown[3], unknown[7], unknown[9]), (0x83, 0, 1));
+        let soa = &unknown[query("other.example", 1).len()..];
+        assert_eq!(usize::from(soa[10]), soa.len() - 11, "its length is right");
     }
 
     #[test]

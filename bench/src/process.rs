@@ -152,9 +152,14 @@ impl Process {
             .unwrap_or_default()
     }
 
-    /// The end of its output, for messages.
+    /// The end of its output, for messages; without access logs, which are JSON.
     pub(crate) fn tail(&self) -> String {
-        tail(&self.output(), 12)
+        let output = self.output();
+        let own: Vec<&str> = output
+            .lines()
+            .filter(|line| !line.starts_with('{'))
+            .collect();
+        tail(&own.join("\n"), 12)
     }
 
     /// Its exit status if it has ended.

@@ -23,6 +23,7 @@ use crate::clients::Clients;
 use crate::config::Diagnostic;
 use crate::hex;
 use crate::metrics::Metrics;
+use crate::registration::Registrations;
 
 /// How many admin connections may be open; further ones wait.
 const MAX_CONNECTIONS: usize = 100;
@@ -34,6 +35,7 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) struct Admin {
     pub(crate) snapshots: Snapshots,
     pub(crate) clients: Clients,
+    pub(crate) registrations: Registrations,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) diagnostics: Arc<RwLock<Vec<Diagnostic>>>,
     pub(crate) trust_domain: TrustDomain,
@@ -103,9 +105,10 @@ impl Admin {
             })),
             "/debug/config" => page(&self.config()),
             "/debug/clients" => page(&self.clients.to_json()),
+            "/debug/registrations" => page(&self.registrations.to_json()),
             "/" => text(
                 StatusCode::OK,
-                "/metrics\n/live\n/ready\n/version\n/debug/config\n/debug/clients\n",
+                "/metrics\n/live\n/ready\n/version\n/debug/config\n/debug/clients\n/debug/registrations\n",
             ),
             _ => text(StatusCode::NOT_FOUND, "no such page; / lists them\n"),
         }

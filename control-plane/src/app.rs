@@ -34,13 +34,14 @@ use weft_certs::{
 
 use crate::admin::Admin;
 use crate::ads::server::{Ads, MAX_REQUEST_BYTES, STALL_DEADLINE, watch_ending};
-use crate::cache::{Snapshot, Snapshots, load_draining, store_draining};
+use crate::cache::{Snapshots, Workload, load_draining, store_draining};
 use crate::clients::Clients;
 use crate::config::{Diagnostic, Level};
 use crate::connection::{self, Connection, Connections};
 use crate::drain::DRAIN_DEADLINE;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
+use crate::registration::Registrations;
 use crate::source::{FileSource, Load};
 use crate::token::{TokenError, Tokens};
 use crate::{CONTROL_NAMESPACE, CONTROL_SERVICE_ACCOUNT};
@@ -55,6 +56,10 @@ const GRACE: Duration = Duration::from_secs(5);
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
 /// How often expired tokens are deleted and the intermediate is looked at, in intervals.
 const SWEEP_EVERY: u32 = 60;
+/// How often is looked for registrations whose sidecars are gone.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
+/// The least time between two writes of who drains and who has registered.
+const STORE_PAUSE: Duration = Duration::from_millis(100);
 /// How many connections may wait to be served after their handshake.
 const ACCEPT_QUEUE: usize = 64;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -165,7 +170,11 @@ impl App {
     /// # Errors
     /// The first thing that stops it from serving. Errors in the documents do not.
     pub async fn bind(options: Options) -> Result<Bound, AppError> {
-        let mut source = FileSource::new(&options.config);
+        let registrations = match &options.data {
+            Some(data) => Registrations::open(data),
+            None => Registrations::default(),
+        };
+        let mut source = FileSource::new(&options.config).with_registrations(registrations.clone());
         if let Some(data) = &options.data {
             source = source.keeping(data);
         }
@@ -195,11 +204,16 @@ impl App {
         let local = |listener: &TcpListener, asked| listener.local_addr().unwrap_or(asked);
         let root_pem = ca.bundle().to_pem(&trust_domain);
         let clients = Clients::default();
-        let metrics = Arc::new(Metrics::new(clients.clone()));
+        let metrics = Arc::new(Metrics::new(clients.clone(), registrations.clone()));
         let draining = options.data.as_deref().map(load_draining);
         let draining = draining.unwrap_or_default();
         let snapshots = Snapshots::new(load.mesh.clone(), &root_pem, draining);
-        let configuration = Configuration::new(snapshots, metrics.clone(), trust_domain);
+        let configuration = Configuration::new(
+            snapshots,
+            metrics.clone(),
+            trust_domain,
+            registrations.clone(),
+        );
         configuration.take(load);
         Ok(Bound {
             address: local(&listener, options.listen),
@@ -216,6 +230,7 @@ impl App {
                 own,
                 certificate,
                 clients,
+                registrations,
                 metrics,
                 configuration,
                 data: options.data,
@@ -282,6 +297,7 @@ struct Serving {
     own: SpiffeId,
     certificate: Arc<OwnCertificate>,
     clients: Clients,
+    registrations: Registrations,
     metrics: Arc<Metrics>,
     configuration: Configuration,
     data: Option<PathBuf>,
@@ -306,15 +322,17 @@ impl Serving {
         );
         let configuration = self.configuration;
         let snapshots = configuration.snapshots.clone();
-        let drained = self.data.map(|data| {
-            let snapshots = snapshots.clone();
-            Arc::new(Drained {
+        let registrations = self.registrations;
+        let presence = self.data.map(|data| {
+            Arc::new(Presence {
                 data,
                 snapshots,
-                writing: Mutex::new(()),
+                registrations: registrations.clone(),
+                stored: Mutex::new(None),
             })
         });
-        let remember = remember_draining(snapshots.subscribe(), drained.clone());
+        let remember = remember(presence.clone());
+        let expire = expire(registrations);
         let follow = self.source.watch(move |load| configuration.take(load));
         let maintain = maintain(self.ca, self.own, self.certificate, self.tokens);
         tokio::pin!(grpc, admin);
@@ -326,6 +344,7 @@ impl Serving {
             () = follow => {}
             () = maintain => {}
             () = remember => {}
+            () = expire => {}
         }
         tracing::info!("shutting down");
         stop.send_replace(true);
@@ -335,8 +354,8 @@ impl Serving {
             () = &mut admin => Ok(()),
             () = deadline => Ok(()),
         };
-        if let Some(drained) = drained {
-            drained.store();
+        if let Some(presence) = presence {
+            presence.store();
         }
         result
     }
@@ -349,6 +368,7 @@ impl Serving {
         let ads = Ads {
             snapshots: self.configuration.snapshots.clone(),
             clients: self.clients.clone(),
+            registrations: self.registrations.clone(),
             metrics: self.metrics.clone(),
             shutdown: stopped.clone(),
             stall_deadline: self.stall_deadline,
@@ -387,6 +407,7 @@ impl Serving {
         Admin {
             snapshots: self.configuration.snapshots.clone(),
             clients: self.clients.clone(),
+            registrations: self.registrations.clone(),
             metrics: self.metrics.clone(),
             diagnostics: self.configuration.diagnostics.clone(),
             trust_domain: self.own.trust_domain().clone(),
@@ -511,39 +532,68 @@ async fn maintain(ca: Arc<Ca>, own: SpiffeId, certificate: Arc<OwnCertificate>, 
     }
 }
 
-/// The file of which workloads drain. Writes go one after the other, each with what is true
-/// when it begins: one that is late must not undo the last.
-struct Drained {
+/// The files of which workloads drain and which have registered themselves. Writes go one
+/// after the other, each with what is true when it begins: one that is late must not undo the
+/// last.
+struct Presence {
     data: PathBuf,
     snapshots: Snapshots,
-    writing: Mutex<()>,
+    registrations: Registrations,
+    /// What is in the files: the workloads that drain, and the last change of registrations.
+    stored: Mutex<Option<(BTreeSet<Workload>, u64)>>,
 }
 
-impl Drained {
+impl Presence {
+    /// Stores what is different now. Blocks on the disk.
     fn store(&self) {
-        let _one = self.writing.lock();
-        store_draining(&self.data, self.snapshots.current().draining());
+        let mut stored = self.stored.lock();
+        let draining = self.snapshots.current().draining().clone();
+        if stored
+            .as_ref()
+            .is_none_or(|(before, _)| *before != draining)
+        {
+            store_draining(&self.data, &draining);
+        }
+        let change = *self.registrations.subscribe().borrow();
+        if stored.as_ref().is_none_or(|(_, before)| *before != change)
+            && let Err(error) = self.registrations.store(&self.data)
+        {
+            tracing::warn!(data = %self.data.display(), %error, "cannot store the registrations: a restart forgets them");
+        }
+        *stored = Some((draining, change));
     }
 }
 
-/// Stores which workloads drain whenever that changes, forever; only the latest matters.
-async fn remember_draining(
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
-    drained: Option<Arc<Drained>>,
-) {
-    let Some(drained) = drained else {
+/// Stores who drains and who has registered whenever that changes, forever; only the latest
+/// matters.
+async fn remember(presence: Option<Arc<Presence>>) {
+    let Some(presence) = presence else {
         return std::future::pending().await;
     };
-    let mut stored = snapshots.borrow_and_update().draining().clone();
-    while snapshots.changed().await.is_ok() {
-        let draining = snapshots.borrow_and_update().draining().clone();
-        if draining == stored {
-            continue;
+    let mut snapshots = presence.snapshots.subscribe();
+    let mut registrations = presence.registrations.subscribe();
+    loop {
+        tokio::select! {
+            // Neither fails: we hold the other sides.
+            _ = snapshots.changed() => {}
+            _ = registrations.changed() => {}
         }
-        stored = draining;
-        let drained = drained.clone();
+        snapshots.mark_unchanged();
+        registrations.mark_unchanged();
+        let presence = presence.clone();
         // A panic inside is logged by its hook; the next change stores all again.
-        let _ = tokio::task::spawn_blocking(move || drained.store()).await;
+        let _ = tokio::task::spawn_blocking(move || presence.store()).await;
+        tokio::time::sleep(STORE_PAUSE).await;
+    }
+}
+
+/// Forgets registrations whose sidecars are gone, forever.
+async fn expire(registrations: Registrations) {
+    let mut interval = tokio::time::interval(EXPIRE_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        registrations.expire();
     }
 }
 
@@ -566,15 +616,22 @@ struct Configuration {
     metrics: Arc<Metrics>,
     diagnostics: Arc<RwLock<Vec<Diagnostic>>>,
     trust_domain: TrustDomain,
+    registrations: Registrations,
 }
 
 impl Configuration {
-    fn new(snapshots: Snapshots, metrics: Arc<Metrics>, trust_domain: TrustDomain) -> Self {
+    fn new(
+        snapshots: Snapshots,
+        metrics: Arc<Metrics>,
+        trust_domain: TrustDomain,
+        registrations: Registrations,
+    ) -> Self {
         Self {
             snapshots,
             metrics,
             diagnostics: Arc::default(),
             trust_domain,
+            registrations,
         }
     }
 
@@ -584,9 +641,12 @@ impl Configuration {
         let asked = load.mesh.trust_domain();
         if *asked != self.trust_domain {
             diagnostics.push(self.other_trust_domain(asked));
-        } else if self.snapshots.publish(load.mesh) {
-            let generation = self.snapshots.current().generation();
-            tracing::info!(generation, "new configuration");
+        } else {
+            if self.snapshots.publish(load.mesh) {
+                let generation = self.snapshots.current().generation();
+                tracing::info!(generation, "new configuration");
+            }
+            self.registrations.put_in_force(load.registered);
         }
         self.metrics
             .generation
@@ -659,18 +719,19 @@ mod tests {
         let workload = "apiVersion: weft.dev/v1alpha1\nkind: Workload\nmetadata: {name: post, namespace: blog}\nspec: {address: 127.0.0.1}\n";
         std::fs::write(config.join("a.yaml"), workload).unwrap();
         let mesh = FileSource::new(&config).load().mesh;
-        let drained = Arc::new(Drained {
+        let presence = Arc::new(Presence {
             data: directory.path().to_owned(),
             snapshots: Snapshots::new(mesh, "", BTreeSet::new()),
-            writing: Mutex::new(()),
+            registrations: Registrations::default(),
+            stored: Mutex::new(None),
         });
-        let before = drained.writing.lock();
+        let before = presence.stored.lock();
         let late = std::thread::spawn({
-            let drained = drained.clone();
-            move || drained.store()
+            let presence = presence.clone();
+            move || presence.store()
         });
         std::thread::park_timeout(Duration::from_millis(20));
-        drop(drained.snapshots.connected("blog", "post").ended());
+        drop(presence.snapshots.connected("blog", "post").ended());
         drop(before);
         late.join().unwrap();
         assert_eq!(load_draining(directory.path()).len(), 1);

@@ -5,6 +5,7 @@
 //! * [`ads`] tells sidecars; [`identity`] signs their certificates, [`token`] lets them join.
 //! * [`connection`] is TLS and who is at the other end; [`clients`] who is connected.
 //! * [`drain`] waits until nobody calls a workload that shuts down.
+//! * [`registration`]: workloads that say themselves what they are.
 //! * [`app`] puts it all together; [`metrics`] and the admin pages show what it does.
 
 mod admin;
@@ -18,6 +19,7 @@ pub mod drain;
 pub mod identity;
 pub mod metrics;
 pub mod model;
+pub mod registration;
 pub mod source;
 mod storage;
 pub mod token;

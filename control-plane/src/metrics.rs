@@ -19,6 +19,7 @@ use weft_api::Kind;
 
 use crate::clients::Clients;
 use crate::drain::Finished;
+use crate::registration::Registrations;
 
 /// How a signing request ended; the values of the label `result`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,43 @@ impl CsrResult {
     }
 }
 
+/// How a sidecar's wish to be registered ended; the values of the label `result`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegistrationResult {
+    /// It is in force.
+    Registered,
+    /// What it says of itself is wrong.
+    Invalid,
+    /// Its name or an address is another's.
+    Conflict,
+    /// There are too many, or too many at once.
+    Limited,
+    /// It was not in force in time.
+    Late,
+}
+
+impl RegistrationResult {
+    const ALL: [Self; 5] = [
+        Self::Registered,
+        Self::Invalid,
+        Self::Conflict,
+        Self::Limited,
+        Self::Late,
+    ];
+
+    /// The label value.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Registered => "registered",
+            Self::Invalid => "invalid",
+            Self::Conflict => "conflict",
+            Self::Limited => "limited",
+            Self::Late => "late",
+        }
+    }
+}
+
 /// The metrics. Shared by reference; all are atomics.
 pub struct Metrics {
     registry: Registry,
@@ -93,12 +131,14 @@ pub struct Metrics {
     rejections: [IntCounter; Kind::ALL.len()],
     csr: [IntCounter; CsrResult::ALL.len()],
     drains: [IntCounter; Finished::ALL.len()],
+    registered: [IntCounter; RegistrationResult::ALL.len()],
 }
 
 impl Metrics {
-    /// Declares everything; `clients` is asked for the connected sidecars at each scrape.
+    /// Declares everything; `clients` is asked for the connected sidecars at each scrape,
+    /// `registrations` for their number.
     #[must_use]
-    pub fn new(clients: Clients) -> Self {
+    pub fn new(clients: Clients, registrations: Registrations) -> Self {
         let registry = Registry::new();
         let rejections = counters(
             &registry,
@@ -126,6 +166,15 @@ impl Metrics {
             ),
             "result",
             Finished::ALL.map(Finished::name),
+        );
+        let registered = counters(
+            &registry,
+            Opts::new(
+                "weft_control_registrations_total",
+                "Sidecars that asked to be registered, by how that ended.",
+            ),
+            "result",
+            RegistrationResult::ALL.map(RegistrationResult::name),
         );
         let [errors, warnings] = gauges(
             &registry,
@@ -156,6 +205,7 @@ impl Metrics {
         );
         build.set(1);
         register(&registry, Proxies::new(clients));
+        register(&registry, Registered::new(registrations));
         Self {
             propagation: histogram(
                 &registry,
@@ -205,6 +255,7 @@ impl Metrics {
             rejections,
             csr,
             drains,
+            registered,
             registry,
         }
     }
@@ -222,6 +273,11 @@ impl Metrics {
     /// Counts a drain that ended.
     pub fn drained(&self, finished: Finished) {
         self.drains[finished as usize].inc();
+    }
+
+    /// Counts a wish to be registered.
+    pub fn registration(&self, result: RegistrationResult) {
+        self.registered[result as usize].inc();
     }
 
     /// Everything in the Prometheus text format.
@@ -244,6 +300,37 @@ struct Proxies {
     /// Locked from reset to collection: two scrapes may run at once.
     gauges: Mutex<IntGaugeVec>,
     description: Desc,
+}
+
+/// Counts the registrations when asked.
+struct Registered {
+    registrations: Registrations,
+    gauge: IntGauge,
+}
+
+impl Registered {
+    fn new(registrations: Registrations) -> Self {
+        let gauge = IntGauge::new(
+            "weft_control_registrations",
+            "Workloads that have registered themselves and are kept.",
+        );
+        Self {
+            registrations,
+            gauge: gauge.expect(VALID),
+        }
+    }
+}
+
+impl Collector for Registered {
+    fn desc(&self) -> Vec<&Desc> {
+        self.gauge.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let count = self.registrations.count();
+        self.gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.gauge.collect()
+    }
 }
 
 /// More versions than this are counted as `other`: the names come from clients.

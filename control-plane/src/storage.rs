@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use rand::TryRngCore as _;
 use rand::rngs::OsRng;
+use sha2::{Digest as _, Sha256};
+
+use crate::hex;
 
 /// Replaces a file by the given bytes, mode 0600. After a crash it is the old file or the
 /// new one, never a part. Blocks on the disk.
@@ -30,6 +33,38 @@ pub(crate) fn create_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::remove_file(&temporary)?;
     linked?;
     sync_directory(path)
+}
+
+/// A text under a line that says what it is: `<magic> <version> <SHA-256 of the text, hex>`.
+pub(crate) fn seal(magic: &str, version: u32, body: &str) -> String {
+    format!("{magic} {version} {}\n{body}", digest(body))
+}
+
+/// The text that [`seal`] made.
+///
+/// # Errors
+/// When it is something else, of another version, or was changed; the text says which.
+pub(crate) fn unseal<'a>(magic: &str, version: u32, sealed: &'a str) -> Result<&'a str, String> {
+    let damaged = || "the file is damaged".to_owned();
+    let (head, body) = sealed.split_once('\n').ok_or_else(damaged)?;
+    let mut words = head.split(' ');
+    if words.next() != Some(magic) {
+        return Err(damaged());
+    }
+    let found = words.next().unwrap_or_default();
+    if found != version.to_string() {
+        return Err(format!(
+            "the file is of version {found:?}, this is \"{version}\""
+        ));
+    }
+    if words.next() != Some(digest(body).as_str()) || words.next().is_some() {
+        return Err(damaged());
+    }
+    Ok(body)
+}
+
+fn digest(body: &str) -> String {
+    hex(&Sha256::digest(body))
 }
 
 fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::Stream as Responses;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -32,11 +33,16 @@ use crate::cache::{Connected, NodeView, Snapshot, Snapshots};
 use crate::clients::{Client, Clients, Open};
 use crate::connection::{MAX_STREAMS, Peer, Svid};
 use crate::drain::{Drain, Finished};
-use crate::metrics::{Metrics, seconds};
-use crate::model::Mesh;
+use crate::metrics::{Metrics, RegistrationResult, seconds};
+use crate::model::{Mesh, Owner};
+use crate::registration::{
+    self, Refusal as NotRegistered, Registered, Registration, Registrations,
+};
 
 /// How long a client may leave a response unread.
 pub const STALL_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a registration may take to be in force.
+const REGISTER_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a client may take to say who it is.
 const FIRST_REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// The longest request, in bytes.
@@ -49,6 +55,8 @@ pub struct Ads {
     pub snapshots: Snapshots,
     /// Who is connected.
     pub clients: Clients,
+    /// Who says itself what it is.
+    pub registrations: Registrations,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Turns true when the server is to end.
@@ -133,6 +141,7 @@ struct Conversation {
     stream: Stream,
     status: Open,
     connected: Connected,
+    registered: Option<Registered>,
     /// What workloads that shut down wait for from this client.
     owed: Vec<Owed>,
     /// There may be something to say.
@@ -163,10 +172,19 @@ impl Session {
         };
         let mut snapshots = self.ads.snapshots.subscribe();
         let node = first.node.clone().unwrap_or_default();
+        let registered = match self.register(&node).await {
+            Ok(registered) => registered,
+            Err(status) => return self.refuse(status),
+        };
         let before = self.ads.snapshots.current();
         let (namespace, workload) = match admit(&node.id, &self.svid.id, before.mesh()) {
             Ok(names) => names,
-            Err(status) => return self.refuse(status),
+            Err(status) => {
+                if let Some(registered) = registered {
+                    registered.leave();
+                }
+                return self.refuse(status);
+            }
         };
         let connected = self.ads.snapshots.connected(namespace, workload);
         // Of after that: what drains from now on waits for this stream.
@@ -183,12 +201,83 @@ impl Session {
             view,
             stream: Stream::default(),
             connected,
+            registered,
             owed: Vec::new(),
             stirred: false,
             blocked_since: None,
             session: self,
         };
         conversation.run(first, snapshots).await;
+    }
+
+    /// Puts a workload in force that says itself what it is. Its namespace and service account
+    /// are those of the certificate.
+    async fn register(&self, node: &Node) -> Result<Option<Registered>, Status> {
+        let Some(values) = registration::asked(node) else {
+            return Ok(None);
+        };
+        let result = self.try_register(node, values).await;
+        let counted = match &result {
+            Ok(_) => RegistrationResult::Registered,
+            Err(status) => match status.code() {
+                tonic::Code::InvalidArgument => RegistrationResult::Invalid,
+                tonic::Code::ResourceExhausted => RegistrationResult::Limited,
+                tonic::Code::Unavailable => RegistrationResult::Late,
+                _ => RegistrationResult::Conflict,
+            },
+        };
+        self.ads.metrics.registration(counted);
+        result.map(Some)
+    }
+
+    async fn try_register(&self, node: &Node, values: Value) -> Result<Registered, Status> {
+        let svid = &self.svid.id;
+        let snapshot = self.ads.snapshots.current();
+        let mesh = snapshot.mesh();
+        let (namespace, name) = node_names(&node.id)?;
+        let account = svid.service_account().unwrap_or_default();
+        if svid.trust_domain() != mesh.trust_domain() || svid.namespace() != Some(namespace) {
+            return Err(other_identity(namespace, name, "<any>", mesh, svid));
+        }
+        let registration = Registration::parse(namespace, name, account, values)
+            .map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
+        for address in registration.addresses() {
+            let owner = match mesh.owner(*address) {
+                None => continue,
+                Some(Owner::Workload(owner)) => {
+                    let registered = &self.ads.registrations;
+                    let same = owner.namespace == namespace && owner.service_account == account;
+                    // Those are compared with each other, by who is connected.
+                    if same || registered.holds(&owner.namespace, &owner.name, *address) {
+                        continue;
+                    }
+                    Owner::Workload(owner)
+                }
+                Some(owner) => owner,
+            };
+            return Err(Status::permission_denied(format!(
+                "node.metadata[\"weft.dev\"].addresses: {address} is that of {}; a registration cannot take it over",
+                owner.describe()
+            )));
+        }
+        let registered = self.ads.registrations.register(registration);
+        let registered = registered.map_err(|refusal| {
+            let text = refusal.to_string();
+            match refusal {
+                NotRegistered::Name { .. } | NotRegistered::Address { .. } => {
+                    Status::permission_denied(text)
+                }
+                NotRegistered::Full(_)
+                | NotRegistered::FullForIdentity(_)
+                | NotRegistered::TooFast => Status::resource_exhausted(text),
+            }
+        })?;
+        if registered.in_force(REGISTER_DEADLINE).await {
+            return Ok(registered);
+        }
+        Err(Status::unavailable(
+            "the registration is not in force yet; its place is kept, connect again",
+        ))
     }
 
     fn client(&self, node: &Node) -> Client {
@@ -286,11 +375,17 @@ impl Conversation {
             node,
             status,
             connected,
+            registered,
             ..
         } = self;
         tracing::info!(?node, "a sidecar shuts down");
+        let leave = || {
+            if let Some(registered) = registered {
+                registered.leave();
+            }
+        };
         let Some(drain) = connected.ended() else {
-            return;
+            return leave();
         };
         status.leaving();
         let begun = Instant::now();
@@ -305,6 +400,7 @@ impl Conversation {
         };
         let metrics = &session.ads.metrics;
         metrics.drained(finished);
+        leave();
         match finished {
             Finished::Acknowledged => metrics.drain.observe(seconds(begun.elapsed())),
             Finished::TimedOut => {
@@ -495,6 +591,23 @@ impl Conversation {
 /// # Errors
 /// The status that ends the stream; its text names both identities.
 fn admit<'a>(id: &'a str, svid: &SpiffeId, mesh: &Mesh) -> Result<(&'a str, &'a str), Status> {
+    let (namespace, name) = node_names(id)?;
+    let account = mesh
+        .workload(namespace, name)
+        .map(|workload| workload.service_account.as_str());
+    // Without a document any service account of the namespace will do.
+    let admitted = svid.trust_domain() == mesh.trust_domain()
+        && svid.namespace() == Some(namespace)
+        && account.is_none_or(|account| svid.service_account() == Some(account));
+    if admitted {
+        return Ok((namespace, name));
+    }
+    let account = account.unwrap_or("<any>");
+    Err(other_identity(namespace, name, account, mesh, svid))
+}
+
+/// Namespace and name of a workload in its `node.id`.
+fn node_names(id: &str) -> Result<(&str, &str), Status> {
     let valid = |part: &str| {
         let bytes = part.bytes();
         !part.is_empty()
@@ -512,31 +625,20 @@ fn admit<'a>(id: &'a str, svid: &SpiffeId, mesh: &Mesh) -> Result<(&'a str, &'a 
             id.chars().take(300).collect::<String>()
         )));
     };
+    Ok((namespace, name))
+}
+
+fn other_identity(
+    namespace: &str,
+    name: &str,
+    account: &str,
+    mesh: &Mesh,
+    svid: &SpiffeId,
+) -> Status {
     let domain = mesh.trust_domain();
-    let account = mesh
-        .workload(namespace, name)
-        .map(|workload| workload.service_account.as_str());
-    let expected = match account {
-        Some(account) => {
-            let matches = svid.trust_domain() == domain
-                && svid.namespace() == Some(namespace)
-                && svid.service_account() == Some(account);
-            if matches {
-                return Ok((namespace, name));
-            }
-            format!("spiffe://{domain}/ns/{namespace}/sa/{account}")
-        }
-        // Without a document any service account of the namespace will do.
-        None => {
-            if svid.trust_domain() == domain && svid.namespace() == Some(namespace) {
-                return Ok((namespace, name));
-            }
-            format!("spiffe://{domain}/ns/{namespace}/sa/<any>")
-        }
-    };
-    Err(Status::permission_denied(format!(
-        "workload {namespace}/{name} must be {expected}, but the certificate of this connection is of {svid}"
-    )))
+    Status::permission_denied(format!(
+        "workload {namespace}/{name} must be spiffe://{domain}/ns/{namespace}/sa/{account}, but the certificate of this connection is of {svid}"
+    ))
 }
 
 /// Ends when the server is to end, or is gone.

@@ -22,6 +22,7 @@ use crate::config::{
     Diagnostic, Document, Id, Level, Parsed, count_documents, parse_document, parse_file,
 };
 use crate::model::{Mesh, VirtualIps};
+use crate::registration::Registrations;
 
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 10 << 20;
@@ -31,6 +32,8 @@ const MAX_DOCUMENTS: usize = 20_000;
 const QUIET: Duration = Duration::from_millis(10);
 /// How often that quiet may be disturbed before the files are read anyway.
 const MAX_DISTURBANCES: usize = 5;
+/// How long registrations are gathered before they are put in force.
+const GATHER: Duration = Duration::from_millis(20);
 /// How often the files are read without being told of a change.
 const POLL: Duration = Duration::from_secs(2);
 
@@ -43,6 +46,8 @@ pub struct Load {
     pub diagnostics: Vec<Diagnostic>,
     /// The number of documents in force.
     pub documents: usize,
+    /// The number of the last change of registrations that is in it.
+    pub registered: u64,
 }
 
 /// A directory of `*.yaml` and `*.yml` files, and those one level below it.
@@ -61,6 +66,8 @@ pub struct FileSource {
     ips: VirtualIps,
     /// Those that are stored; `None` if that is no use.
     stored_ips: Option<VirtualIps>,
+    /// Workloads that say themselves what they are.
+    registrations: Registrations,
 }
 
 /// What is known of one file.
@@ -90,7 +97,15 @@ impl FileSource {
             stored: Vec::new(),
             ips: VirtualIps::default(),
             stored_ips: Some(VirtualIps::default()),
+            registrations: Registrations::default(),
         }
+    }
+
+    /// Adds the workloads that register themselves to those of the files, which come first.
+    #[must_use]
+    pub fn with_registrations(mut self, registrations: Registrations) -> Self {
+        self.registrations = registrations;
+        self
     }
 
     /// Gives services the virtual addresses that they have in a data directory, and stores
@@ -141,24 +156,32 @@ impl FileSource {
     }
 
     /// Calls `on_load` with the state now and after each change, until dropped. A change
-    /// is in force some 20 ms after it was written, in a long burst of them 50 ms.
+    /// of a file is in force some 20 ms after it was written, in a long burst of them 50 ms.
     ///
     /// Cancel safe: dropping the future ends the watch and loses nothing but itself.
     pub async fn watch(mut self, mut on_load: impl FnMut(Load)) {
         let (events, mut changed) = mpsc::channel(1);
+        let mut registered = self.registrations.subscribe();
         let mut eyes = Eyes::default();
         let mut first = true;
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let mut others = first;
             tokio::select! {
                 _ = poll.tick() => {}
                 _ = changed.recv() => settle(&mut changed).await,
+                // Fails never: the source holds the other side.
+                _ = registered.changed() => {
+                    sleep(GATHER).await;
+                    others = true;
+                }
             }
+            registered.mark_unchanged();
             // The watch is set before the files are read: no change falls in between.
             eyes.watch(&self.directory, &events);
             let done = tokio::task::spawn_blocking(move || {
-                let load = (self.read() || first).then(|| self.assemble());
+                let load = (self.read() || others).then(|| self.assemble());
                 (self, load)
             })
             .await;
@@ -275,6 +298,9 @@ impl FileSource {
             documents.extend(good.into_iter().map(Arc::clone));
             diagnostics.extend(file.duplicates());
         }
+        let count = documents.len();
+        let (registered, registrations) = self.registrations.documents();
+        diagnostics.extend(add_registered(&mut documents, registrations));
         let (mesh, findings) = Mesh::build(&documents, &mut self.ips);
         // A version that is not in the file any more has nothing to warn about.
         let is_stale = |finding: &Diagnostic| {
@@ -289,9 +315,45 @@ impl FileSource {
         Load {
             mesh,
             diagnostics,
-            documents: documents.len(),
+            documents: count,
+            registered,
         }
     }
+}
+
+/// Adds the documents of registered workloads. Where there is one in a file, it counts.
+fn add_registered(
+    documents: &mut Vec<Arc<Document>>,
+    registered: Vec<Arc<Document>>,
+) -> Vec<Diagnostic> {
+    if registered.is_empty() {
+        return Vec::new();
+    }
+    let written: BTreeMap<&Id, &Arc<Document>> = documents
+        .iter()
+        .map(|document| (&document.id, document))
+        .collect();
+    let (twice, new): (Vec<_>, Vec<_>) = registered
+        .into_iter()
+        .partition(|document| written.contains_key(&document.id));
+    let findings = twice.iter().map(|registered| {
+        let document = written[&registered.id];
+        Diagnostic {
+            level: Level::Warning,
+            file: document.file.to_string(),
+            line: document.at.line,
+            column: document.at.column,
+            kind: document.id.kind.to_owned(),
+            name: format!("{}/{}", document.id.namespace, document.id.name),
+            field: String::new(),
+            message: "its sidecar registers itself, too".to_owned(),
+            help: "this document is in force; remove it, or unset WEFT_PROXY_REGISTER".to_owned(),
+            in_force: None,
+        }
+    });
+    let findings = findings.collect();
+    documents.extend(new);
+    findings
 }
 
 impl File {

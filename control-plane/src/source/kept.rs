@@ -1,22 +1,20 @@
 //! The last good documents on disk, for the time after a restart: a document that is bad by
 //! then has its last good version in no other place.
 //!
-//! The file is `weft-last-good <version> <SHA-256 of the rest, hex>`, a line feed, and the
-//! documents as JSON. It is a convenience: whatever is wrong with it is logged, and it then
+//! The file is sealed by [`storage::seal`]. It is a convenience: whatever is wrong with it is logged, and it then
 //! counts as empty.
 
 use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::{hex, storage};
+use crate::storage;
 
 /// Its name in the data directory.
 pub(super) const FILE: &str = "last-good";
 const MAGIC: &str = "weft-last-good";
-const VERSION: &str = "1";
+const VERSION: u32 = 1;
 
 /// One document as it was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,30 +54,12 @@ pub(super) fn store(data: &Path, documents: &[Kept]) -> io::Result<()> {
 
 fn encode(documents: &[Kept]) -> serde_json::Result<String> {
     let body = serde_json::to_string(documents)?;
-    Ok(format!("{MAGIC} {VERSION} {}\n{body}", digest(&body)))
+    Ok(storage::seal(MAGIC, VERSION, &body))
 }
 
 fn decode(text: &str) -> Result<Vec<Kept>, String> {
-    let damaged = || "the file is damaged".to_owned();
-    let (head, body) = text.split_once('\n').ok_or_else(damaged)?;
-    let mut words = head.split(' ');
-    if words.next() != Some(MAGIC) {
-        return Err(damaged());
-    }
-    let version = words.next().unwrap_or_default();
-    if version != VERSION {
-        return Err(format!(
-            "the file is of version {version:?}, this is {VERSION:?}"
-        ));
-    }
-    if words.next() != Some(digest(body).as_str()) || words.next().is_some() {
-        return Err(damaged());
-    }
+    let body = storage::unseal(MAGIC, VERSION, text)?;
     serde_json::from_str(body).map_err(|error| error.to_string())
-}
-
-fn digest(body: &str) -> String {
-    hex(&Sha256::digest(body))
 }
 
 #[cfg(test)]
@@ -100,16 +80,16 @@ mod tests {
         assert_eq!(load(&data), documents);
 
         let good = encode(&documents).unwrap();
-        let body = "[]";
+        let sealed = |body| storage::seal(MAGIC, VERSION, body);
         let cases = [
             (String::new(), "damaged"),
             ("x".to_owned(), "damaged"),
             (good[..good.len() - 1].to_owned(), "damaged"),
             (good.replace("a.yaml", "b.yaml"), "damaged"),
             (good.replacen(" 1 ", " 2 ", 1), "version \"2\""),
-            (format!("{MAGIC} 1 {}\n{body}x", digest(body)), "damaged"),
-            (format!("{MAGIC} 1 {} x\n{body}", digest(body)), "damaged"),
-            (format!("{MAGIC} 1 {}\n{{}}", digest("{}")), "invalid type"),
+            (sealed("[]") + "x", "damaged"),
+            (sealed("[]").replacen('\n', " x\n", 1), "damaged"),
+            (sealed("{}"), "invalid type"),
         ];
         for (text, reason) in cases {
             let error = decode(&text).unwrap_err();

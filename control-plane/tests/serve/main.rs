@@ -20,6 +20,7 @@ use weft_control::app::{App, Options};
 
 mod captured;
 mod drain;
+mod registration;
 mod support;
 
 use support::*;
@@ -381,14 +382,7 @@ async fn a_sidecar_that_shuts_down_drains_and_one_that_breaks_does_not() {
     drop(responses);
 
     // A connection that breaks is no shutdown: here the network between the two does.
-    let listener = TcpListener::bind(any_port()).await.unwrap();
-    let relay_address = listener.local_addr().unwrap();
-    let target = plane.address;
-    let relay = tokio::spawn(async move {
-        let (mut near, _) = listener.accept().await.unwrap();
-        let mut far = TcpStream::connect(target).await.unwrap();
-        tokio::io::copy_bidirectional(&mut near, &mut far).await
-    });
+    let (relay_address, relay) = plane.relay().await;
     let channel = plane.channel_to(relay_address, Some(&post)).await;
     let mut ads = Ads::open(channel, "blog/post-v1").await.unwrap();
     ads.told().await;

@@ -12,7 +12,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls_pki_types::ServerName;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -177,6 +177,19 @@ impl Plane {
         channel(address, Arc::new(verifier), svid).await
     }
 
+    /// An address that leads here until the task is aborted: then the network breaks.
+    pub(crate) async fn relay(&self) -> (SocketAddr, JoinHandle<()>) {
+        let listener = TcpListener::bind(any_port()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let target = self.address;
+        let relay = tokio::spawn(async move {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut far = TcpStream::connect(target).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+        });
+        (address, relay)
+    }
+
     pub(crate) async fn ads(&self, svid: &WorkloadCert, node: &str) -> Ads {
         Ads::open(self.channel(Some(svid)).await, node)
             .await
@@ -287,13 +300,22 @@ pub(crate) struct Ads {
 impl Ads {
     /// Opens the stream, asking for the listeners.
     pub(crate) async fn open(channel: Channel, node: &str) -> Result<Self, Status> {
+        Self::open_as(channel, Self::node(node)).await
+    }
+
+    pub(crate) fn node(id: &str) -> Node {
+        Node {
+            id: id.to_owned(),
+            user_agent_name: "weft-proxy".to_owned(),
+            ..Node::default()
+        }
+    }
+
+    /// Opens the stream of a node that says more of itself.
+    pub(crate) async fn open_as(channel: Channel, node: Node) -> Result<Self, Status> {
         let (requests, stream) = mpsc::channel(16);
         let first = DeltaDiscoveryRequest {
-            node: Some(Node {
-                id: node.to_owned(),
-                user_agent_name: "weft-proxy".to_owned(),
-                ..Node::default()
-            }),
+            node: Some(node),
             type_url: Kind::Listener.type_url().to_owned(),
             ..DeltaDiscoveryRequest::default()
         };

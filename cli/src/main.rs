@@ -12,6 +12,7 @@ mod scrape;
 mod server;
 mod sidecar;
 mod supervise;
+mod unit;
 
 use std::io;
 use std::process::ExitCode;

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, IsTerminal};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -21,10 +21,12 @@ use weft_control::token::Tokens;
 use crate::control::join_token;
 use crate::demo::{free_ports, is_alive, loopback};
 use crate::files;
+use crate::inject::host_and_port;
 use crate::output::{Exit, Failure, Format, Output};
 use crate::server::{Announcement, DEFAULT_DATA};
 use crate::sidecar::{self, Sidecar};
 use crate::supervise::{Child, GRACE, Signals, signal_pid};
+use crate::unit::{self, Part, Unit};
 
 /// Run one application with a sidecar beside it, as one supervised process.
 ///
@@ -32,8 +34,8 @@ use crate::supervise::{Child, GRACE, Signals, signal_pid};
 /// sidecar is drained and this command exits with the application's code (128 + N after signal N).
 ///
 /// The workload is registered by writing its documents into the configuration directory of a
-/// `weft server` on this machine. Registration with a server on another machine is not supported
-/// yet: there, write the Workload document by hand and start `weft-proxy`.
+/// `weft server` on this machine. With a server on another machine, or for an application that
+/// runs already, `--print-unit` prints a systemd service for the sidecar and the documents.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The workload, and the service that it serves.
@@ -58,8 +60,28 @@ pub(crate) struct Args {
     /// The data directory of the server.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA, env = "WEFT_DATA")]
     server_data: PathBuf,
+    /// Run nothing: print units of systemd for a sidecar beside an application that runs already,
+    /// and its documents for the control plane.
+    #[arg(long, value_enum, value_name = "PART", num_args = 0..=1, require_equals = true, default_missing_value = "all")]
+    print_unit: Option<Part>,
+    /// The control plane in the unit.
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "command", default_value = "127.0.0.1:14012", value_parser = host_and_port)]
+    control: String,
+    /// The address of the machine in the documents, where peers reach the sidecar.
+    #[arg(
+        long,
+        value_name = "IP",
+        conflicts_with = "command",
+        default_value = "127.0.0.1"
+    )]
+    address: IpAddr,
     /// The application and its arguments.
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(
+        last = true,
+        required_unless_present = "print_unit",
+        conflicts_with = "print_unit",
+        value_name = "COMMAND"
+    )]
     command: Vec<String>,
 }
 
@@ -170,8 +192,25 @@ pub(crate) fn run(args: &Args, out: &Output) -> Result<u8, Failure> {
         let message = "with `weft run` stdout is the application's: -o does not apply";
         return Err(Failure::new(Exit::Usage, message).help("leave -o out"));
     }
+    if let Some(part) = args.print_unit {
+        crate::printed_or_closed(out.data(&print_unit(args, part)))?;
+        return Ok(0);
+    }
     crate::log("warn", out);
     crate::runtime()?.block_on(supervise(args, out))
+}
+
+fn print_unit(args: &Args, part: Part) -> String {
+    let upstreams: Vec<u16> = args.to.iter().filter_map(|to| to.local_port).collect();
+    let unit = Unit {
+        name: &args.name,
+        namespace: &args.namespace,
+        control: &args.control,
+        address: args.address,
+        upstreams: &upstreams,
+        documents: &args.documents(args.address, unit::OUTBOUND, unit::INBOUND),
+    };
+    unit.print(part)
 }
 
 async fn supervise(args: &Args, out: &Output) -> Result<u8, Failure> {
@@ -381,8 +420,8 @@ impl Args {
             && !asked_for.any(|taken| failure.message.contains(&taken))
     }
 
-    /// The Service and Workload documents. `owner` is the process that removes them.
-    fn documents(&self, ports: Ports, owner: u32) -> String {
+    /// The Service and Workload documents, for a sidecar with these ports on an address.
+    fn documents(&self, address: IpAddr, outbound: u16, inbound: u16) -> String {
         let Self {
             name,
             namespace,
@@ -392,17 +431,13 @@ impl Args {
         let protocol = self.protocol.map_or_else(String::new, |protocol| {
             format!(", appProtocol: \"{}\"", protocol.app_protocol())
         });
-        let Ports {
-            outbound, inbound, ..
-        } = ports;
         let mut text = format!(
-            "{MARK}{owner}\n\
-             apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: {namespace} }}\n\
+            "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: {namespace} }}\n\
              spec:\n  selector: {{ app: {name} }}\n  ports:\n  \
              - {{ name: main, port: {port}, targetPort: main{protocol} }}\n\
              ---\napiVersion: weft.dev/v1alpha1\nkind: Workload\n\
              metadata:\n  name: {name}\n  namespace: {namespace}\n  labels: {{ app: {name} }}\n\
-             spec:\n  serviceAccount: {account}\n  address: 127.0.0.1\n  outbound: {{ port: {outbound} }}\n  \
+             spec:\n  serviceAccount: {account}\n  address: \"{address}\"\n  outbound: {{ port: {outbound} }}\n  \
              ports:\n  - {{ name: main, port: {port}, listen: {inbound}, app: \"127.0.0.1:{port}\" }}\n",
             account = self.account(),
         );
@@ -417,6 +452,12 @@ impl Args {
             text += &format!("  - {{ service: {service}, localPort: {local} }}\n");
         }
         text
+    }
+
+    /// The same as a file that belongs to a process, which removes it.
+    fn file_of(&self, ports: Ports, owner: u32) -> String {
+        let documents = self.documents(loopback(0).ip(), ports.outbound, ports.inbound);
+        format!("{MARK}{owner}\n{documents}")
     }
 
     /// One file for each workload.
@@ -447,7 +488,7 @@ impl Registered {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Failure::io(path.display(), &error)),
         }
-        let text = args.documents(ports, std::process::id());
+        let text = args.file_of(ports, std::process::id());
         files::replace(&path, &text).map_err(|error| Failure::io(path.display(), &error))?;
         Ok(Self { path })
     }
@@ -518,14 +559,14 @@ metadata:
   labels: { app: web }
 spec:
   serviceAccount: w
-  address: 127.0.0.1
+  address: \"127.0.0.1\"
   outbound: { port: 1 }
   ports:
   - { name: main, port: 8080, listen: 2, app: \"127.0.0.1:8080\" }
   upstreams:
   - { service: pay.bank, localPort: 9000 }
 ";
-        assert_eq!(args.documents(PORTS, 7), expect);
+        assert_eq!(args.file_of(PORTS, 7), expect);
     }
 
     #[test]
@@ -554,10 +595,24 @@ spec:
     }
 
     #[test]
+    fn a_unit_needs_no_command() {
+        let line = "run --name web --port 8080 --print-unit --address fd00::1 --to pay=9000";
+        let args = args(line);
+        assert_eq!(args.print_unit, Some(Part::All));
+        let text = print_unit(&args, Part::Mesh);
+        let expect = "  address: \"fd00::1\"\n  outbound: { port: 14001 }\n  ports:\n  - { name: main, port: 8080, listen: 14006, app: \"127.0.0.1:8080\" }\n  upstreams:\n  - { service: pay, localPort: 9000 }\n";
+        assert!(text.ends_with(expect), "{text}");
+        let config = tempfile::tempdir().unwrap();
+        fs::write(config.path().join("web.yaml"), text.replace("pay", "web")).unwrap();
+        let load = weft_control::source::FileSource::new(config.path()).load();
+        assert!(load.diagnostics.is_empty(), "{:?}", load.diagnostics);
+    }
+
+    #[test]
     fn defaults() {
         let args = args("run --name web --port 8080 -- ./web");
         assert_eq!((args.file().as_str(), args.account()), ("web.yaml", "web"));
-        let text = args.documents(PORTS, 7);
+        let text = args.file_of(PORTS, 7);
         assert!(
             !text.contains("appProtocol") && !text.contains("upstreams"),
             "{text}"
@@ -577,6 +632,10 @@ spec:
             "run --name web --port 1 --to a=65536 -- x",
             "run --name web --port 1 --to a.b.c -- x",
             "run --name web --port 1 --to = -- x",
+            "run --name web --port 1 --print-unit -- x",
+            "run --name web --port 1 --print-unit=timer",
+            "run --name web --port 1 --control h:1 -- x",
+            "run --name web --port 1 --print-unit --control h",
         ] {
             assert!(Line::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
@@ -611,7 +670,7 @@ spec:
         drop(first);
         assert_eq!(fs::read_dir(config.path()).unwrap().count(), 0);
 
-        let left_behind = args.documents(PORTS, 4);
+        let left_behind = args.file_of(PORTS, 4);
         assert_eq!(may_replace(&left_behind, |pid| pid != 4), Ok(()));
         assert!(
             may_replace("apiVersion: v1", |_| false)

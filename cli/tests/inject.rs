@@ -182,6 +182,13 @@ fn what_cannot_be_injected_is_left_out_with_its_reason() {
             "spec.template.metadata.annotations[weft.dev/skip-inbound-port]: is no annotation of Weft\n  help: did you mean `weft.dev/skip-inbound-ports`?",
         ),
         (
+            deployment(
+                "weft.dev/capture: 'off'",
+                "containers: [{name: a, ports: [{containerPort: 1}, {containerPort: 2}]}]",
+            ),
+            "without capture a pod can have one port, not 2",
+        ),
+        (
             annotated("weft.dev/injected: x"),
             "annotations[weft.dev/injected] is damaged",
         ),

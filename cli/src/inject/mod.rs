@@ -220,7 +220,8 @@ fn finish(done: &[Done], verb: &str, out: &Output) -> Result<(), Failure> {
     ))
 }
 
-fn host_and_port(value: &str) -> Result<String, String> {
+/// Checks `host:port`.
+pub(crate) fn host_and_port(value: &str) -> Result<String, String> {
     let parts = value.rsplit_once(':');
     let good = parts.is_some_and(|(host, port)| {
         !host.is_empty() && !host.contains('/') && port.parse().is_ok_and(|port: u16| port > 0)

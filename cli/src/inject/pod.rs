@@ -18,6 +18,9 @@ const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 /// What Kubernetes gives a pod that does not say.
 const DEFAULT_TERMINATION_GRACE: u64 = 30;
 
+/// How many labels and ports a workload can register.
+const MAX_REGISTERED: usize = 64;
+
 /// What is the same for all pods of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -245,6 +248,7 @@ fn check(pod: &Node, around: Around<'_>, settings: &Settings, report: &mut Repor
             .help("set pod-security.kubernetes.io/enforce: privileged on the namespace, or weft.dev/capture: \"off\" on the pod"),
         );
     }
+    check_registration(pod, settings, report);
     let termination = spec.get("terminationGracePeriodSeconds");
     let termination = termination.and_then(Node::as_number);
     let termination = termination.unwrap_or(DEFAULT_TERMINATION_GRACE);
@@ -254,6 +258,31 @@ fn check(pod: &Node, around: Around<'_>, settings: &Settings, report: &mut Repor
                 "metadata.annotations[weft.dev/shutdown-grace]: {grace} is more than spec.terminationGracePeriodSeconds, {termination}: the pod would be killed first"
             ))
             .help(format!("set terminationGracePeriodSeconds: {} or more", grace + 5)),
+        );
+    }
+}
+
+/// What the control plane would refuse.
+fn check_registration(pod: &Node, settings: &Settings, report: &mut Report) {
+    let labels = pod.at(&["metadata", "labels"]);
+    let labels = labels.map_or(0, |labels| labels.entries().len());
+    let ports = declared_ports(pod, settings).len();
+    for (what, number) in [
+        ("metadata.labels", labels),
+        ("spec.containers: ports", ports),
+    ] {
+        if number > MAX_REGISTERED {
+            report.error(Problem::new(format!(
+                "{what}: {number} are more than the {MAX_REGISTERED} that a workload can register"
+            )));
+        }
+    }
+    if settings.capture == Capture::Off && ports > 1 {
+        report.error(
+            Problem::new(format!(
+                "metadata.annotations[weft.dev/capture]: without capture a pod can have one port, not {ports}"
+            ))
+            .help("declare only the port that the mesh serves, or leave capture on"),
         );
     }
 }
@@ -471,7 +500,11 @@ fn environment(
         set("WEFT_PROXY_TOKEN_FILE", "/run/weft/join/token"),
         set("WEFT_PROXY_STATE", "/var/lib/weft/state"),
         set("WEFT_PROXY_REGISTER", "true"),
-        field("WEFT_PROXY_ADDRESSES", "status.podIPs"),
+        // Without capture the sidecar listens on one address only.
+        match settings.capture {
+            Capture::Off => field("WEFT_PROXY_ADDRESSES", "status.podIP"),
+            _ => field("WEFT_PROXY_ADDRESSES", "status.podIPs"),
+        },
         set("WEFT_PROXY_CAPTURE", settings.capture.word()),
     ];
     let grace = settings.grace.map(|grace| grace.to_string());

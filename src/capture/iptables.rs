@@ -247,7 +247,6 @@ fn lines(rule: &Rule, family: Family) -> Vec<String> {
             .collect();
     }
     let action = action(rule.action, family);
-    // TPROXY and REDIRECT want to see the protocol in their own rule.
     lines
         .iter()
         .map(|line| format!("{line} {action}"))

@@ -96,26 +96,24 @@ fn an_earlier_installation_is_replaced_whatever_made_it() {
     if skip("an_earlier_installation_is_replaced_whatever_made_it") {
         return;
     }
-    for wanted in BACKENDS {
-        for mode in ["redirect", "tproxy"] {
-            let (pod, _peer) = wire();
-            let args = format!("--backend {wanted} --mode {mode}");
-            // The tables of the programs of iptables stay when they are empty.
-            for backend in BACKENDS {
-                pod.install(&format!("--backend {backend} --mode tproxy"));
-                pod.install(&format!("--backend {backend}"));
-            }
+    for (wanted, mode) in BACKENDS.into_iter().zip(["tproxy", "redirect", "tproxy"]) {
+        let (pod, _peer) = wire();
+        let args = format!("--backend {wanted} --mode {mode}");
+        // The tables of the programs of iptables stay when they are empty.
+        for backend in BACKENDS {
+            pod.install(&format!("--backend {backend} --mode tproxy"));
+            pod.install(&format!("--backend {backend}"));
+        }
+        pod.install("--remove");
+        pod.install(&args);
+        let clean = by_chain(&pod.rules());
+        for earlier in BACKENDS {
             pod.install("--remove");
-            pod.install(&args);
-            let clean = by_chain(&pod.rules());
-            for earlier in BACKENDS {
-                pod.install("--remove");
-                for other in ["tproxy --exclude-inbound-ports 7", "redirect --only-uids 7"] {
-                    pod.install(&format!("--backend {earlier} --mode {other}"));
-                    pod.install(&args);
-                    let found = by_chain(&pod.rules());
-                    assert_eq!(found, clean, "{earlier} {other}, then {args}");
-                }
+            for other in ["tproxy --exclude-inbound-ports 7", "redirect --only-uids 7"] {
+                pod.install(&format!("--backend {earlier} --mode {other}"));
+                pod.install(&args);
+                let found = by_chain(&pod.rules());
+                assert_eq!(found, clean, "{earlier} {other}, then {args}");
             }
         }
     }

@@ -352,11 +352,13 @@ pub(crate) async fn until_answered(
     }
 }
 
-/// Ends a process with SIGKILL and returns between which two instants it died.
+/// Ends a process with SIGKILL, unless it has ended, and returns between which two instants it died.
 pub(crate) async fn kill(process: &mut Process) -> Result<(Instant, Instant)> {
     let from = Instant::now();
-    process.signal(Signal::KILL)?;
-    process.wait(READY).await?;
+    if process.ended().is_none() {
+        process.signal(Signal::KILL)?;
+        process.wait(READY).await?;
+    }
     Ok((from, Instant::now()))
 }
 

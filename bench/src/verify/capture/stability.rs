@@ -134,15 +134,18 @@ impl World {
             self.sidecars[1] = self.client.start()?;
             times.push(self.first_answer(from, Duration::from_secs(10)).await?);
         }
+        let held = files(&self.client.state, |name| !name.contains('.'))?;
         let rejected = files(&self.client.state, |name| name.ends_with(".rejected"))?;
         let slowest = times.iter().max().copied().unwrap_or_default();
         let text = format!(
-            "{} restarts, slowest {:.0} ms, {} files put aside",
+            "{} restarts, slowest {:.0} ms; {} files held, {} put aside",
             times.len(),
             slowest.as_secs_f64() * 1000.0,
+            held.len(),
             rejected.len()
         );
-        Ok(seen(slowest < FIRST && rejected.is_empty(), text))
+        let ok = slowest < FIRST && !held.is_empty() && rejected.is_empty();
+        Ok(seen(ok, text))
     }
 
     async fn damaged(&mut self, damage: Damage) -> Result<Finding> {

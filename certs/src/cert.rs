@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -111,6 +111,21 @@ impl WorkloadCert {
         } else {
             jitter.clamp(0.0, 1.0)
         };
+        let (issued, lifetime) = self.life();
+        issued + lifetime.mul_f64(0.65 + 0.1 * jitter)
+    }
+
+    /// How much of its life is over: 0 when it was issued, 1 when it ends, more afterwards.
+    #[must_use]
+    pub fn life_used(&self, now: SystemTime) -> f64 {
+        let (issued, lifetime) = self.life();
+        let used = now.duration_since(issued).unwrap_or_default();
+        // A life of nothing is over.
+        used.as_secs_f64() / lifetime.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// When it was issued and for how long it is valid from then on.
+    fn life(&self) -> (SystemTime, Duration) {
         let validity = self
             .not_after
             .duration_since(self.not_before)
@@ -119,7 +134,7 @@ impl WorkloadCert {
         // foreign issuer may not backdate; then this is late but never too late.
         let issued = self.not_before + BACKDATE.min(validity * 5 / 6);
         let lifetime = self.not_after.duration_since(issued).unwrap_or_default();
-        issued + lifetime.mul_f64(0.65 + 0.1 * jitter)
+        (issued, lifetime)
     }
 
     /// For rustls: the chain without the root, as peers with a trust bundle want it.
@@ -192,8 +207,6 @@ fn is_signed_by(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>) -
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::testing::TestPki;
 
@@ -241,6 +254,20 @@ mod tests {
         }
         cert.not_after = cert.not_before - Duration::from_secs(1);
         assert_eq!(cert.renew_at(1.0), cert.not_before);
+    }
+
+    #[test]
+    fn the_life_is_counted_from_the_issue() {
+        let pki = TestPki::new("td");
+        let now = pki.clock.now();
+        let mut cert = pki.issue("a", "b");
+        cert.not_before = now - BACKDATE;
+        cert.not_after = now + Duration::from_secs(1000);
+        for (after, used) in [(0, 0.0), (500, 0.5), (1000, 1.0), (2000, 2.0)] {
+            let found = cert.life_used(now + Duration::from_secs(after));
+            assert!((found - used).abs() < 0.001, "{after}: {found}");
+        }
+        assert!(cert.life_used(now - Duration::from_secs(9)).abs() < 0.001);
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub enum CsrError {
     Names,
 }
 
-/// A private key, ECDSA P-256. It never leaves the process that made it.
+/// A private key, ECDSA P-256. It never leaves the machine that made it.
 pub struct KeyPair(pub(crate) rcgen::KeyPair);
 
 impl KeyPair {
@@ -84,6 +84,17 @@ impl KeyPair {
     /// [`CsrError::Crypto`] when the system gives no randomness.
     pub fn generate() -> Result<Self, CsrError> {
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256);
+        key.map(Self).map_err(|e| CsrError::Crypto(e.to_string()))
+    }
+
+    /// A key that was kept, from its [`Self::private_key_der`].
+    ///
+    /// # Errors
+    /// [`CsrError::Crypto`] when it is no such key.
+    pub fn from_private_key_der(pkcs8: &[u8]) -> Result<Self, CsrError> {
+        let der = PrivatePkcs8KeyDer::from(pkcs8);
+        let algorithm = &rcgen::PKCS_ECDSA_P256_SHA256;
+        let key = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der, algorithm);
         key.map(Self).map_err(|e| CsrError::Crypto(e.to_string()))
     }
 
@@ -263,6 +274,15 @@ mod tests {
     use rcgen::{BasicConstraints, IsCa, KeyUsagePurpose};
 
     use super::*;
+
+    #[test]
+    fn a_kept_key_is_the_same_key() {
+        let key = KeyPair::generate().unwrap();
+        let der = key.private_key_der();
+        let kept = KeyPair::from_private_key_der(der.secret_der()).unwrap();
+        assert_eq!(kept.public_key_fingerprint(), key.public_key_fingerprint());
+        assert!(KeyPair::from_private_key_der(b"no key").is_err());
+    }
 
     fn request(change: impl FnOnce(&mut CertificateParams)) -> String {
         let mut params = CertificateParams::default();

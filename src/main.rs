@@ -13,6 +13,8 @@ fn main() -> ExitCode {
             _ => usage(),
         },
         Some("init") => capture::main(&args.collect::<Vec<_>>()),
+        // Not for people: a process that has handed over becomes this.
+        Some("supervise") => app::supervise(std::env::args_os().skip(2)),
         Some("version" | "--version" | "-V") => {
             println!("weft-proxy {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

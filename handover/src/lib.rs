@@ -13,5 +13,5 @@ mod socket;
 pub use activation::activation;
 pub use channel::{Channel, MAX_MESSAGE, MAX_SOCKETS, connect, holder, listen};
 pub use error::Error;
-pub use notify::{State, notify};
+pub use notify::{State, has_manager, notify};
 pub use socket::{Kind, Pool, Socket};

@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io,
     os::{
         linux::net::SocketAddrExt,
@@ -36,10 +36,20 @@ pub enum State {
 /// # Errors
 /// When it cannot be told; the service is none the worse.
 pub fn notify(states: &[State]) -> Result<(), Error> {
-    match env::var_os("NOTIFY_SOCKET") {
-        Some(socket) if !socket.is_empty() => notify_at(&socket, states),
-        _ => Ok(()),
+    match manager() {
+        Some(socket) => notify_at(&socket, states),
+        None => Ok(()),
     }
+}
+
+/// Whether there is a service manager to tell.
+#[must_use]
+pub fn has_manager() -> bool {
+    manager().is_some()
+}
+
+fn manager() -> Option<OsString> {
+    env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())
 }
 
 fn notify_at(socket: &OsStr, states: &[State]) -> Result<(), Error> {

@@ -1,6 +1,6 @@
 //! The state of the sidecar as JSON. No secret is in it.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::SystemTime};
 
 use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -12,8 +12,36 @@ use crate::{
     worker::Shared,
 };
 
-pub(super) fn version() -> Value {
-    json!({ "name": "weft-proxy", "version": env!("CARGO_PKG_VERSION") })
+pub(super) fn version(status: &Status) -> Value {
+    json!({
+        "name": "weft-proxy",
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "generation": status.generation,
+    })
+}
+
+pub(super) fn server_info(shared: &Shared, status: &Status) -> Value {
+    json!({
+        "name": "weft-proxy",
+        "version": env!("CARGO_PKG_VERSION"),
+        "workload": status.workload,
+        "pid": std::process::id(),
+        "generation": status.generation,
+        "started": stamp(status.started),
+        "uptime_seconds": status.started.elapsed().unwrap_or_default().as_secs(),
+        "phase": format!("{:?}", shared.drain.phase()).to_lowercase(),
+        "connections": shared.drain.connections(),
+        "connections_by_listener": shared.drain.summary(),
+        "control_connected": status.connected.load(Ordering::Relaxed),
+        "configuration_from_disk": status.from_disk.lock().map(stamp),
+    })
+}
+
+fn stamp(time: SystemTime) -> String {
+    OffsetDateTime::from(time)
+        .format(&Rfc3339)
+        .unwrap_or_default()
 }
 
 pub(super) fn config(shared: &Shared, status: &Status) -> Value {
@@ -135,11 +163,6 @@ pub(super) fn listeners(status: &Status) -> Value {
 }
 
 pub(super) fn certs(shared: &Shared) -> Value {
-    let stamp = |time| {
-        OffsetDateTime::from(time)
-            .format(&Rfc3339)
-            .unwrap_or_default()
-    };
     shared
         .identity
         .certificate()

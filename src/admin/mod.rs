@@ -1,5 +1,6 @@
 //! The admin interfaces: one read-only for everybody, one complete for this machine only.
 
+mod checks;
 mod dump;
 
 use std::{
@@ -9,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -18,14 +19,35 @@ use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+};
 
-use crate::worker::Shared;
+pub use checks::Checks;
+
+use crate::{drain::Phase, worker::Shared, xds::Farewell};
 
 /// What the configuration task knows and the admin interface tells. Shared: atomics and
 /// short locks, none on the request path.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Status {
+    /// `namespace/name`.
+    pub workload: String,
+    /// How many processes have served this workload without a gap, this one included.
+    pub generation: u32,
+    /// When this process started.
+    pub started: SystemTime,
+    /// What of the application may be checked.
+    pub checks: Checks,
+    /// When the configuration from disk was saved, while there was no control plane yet.
+    pub from_disk: Mutex<Option<SystemTime>>,
+    /// How the sidecar has parted from the control plane, if it has.
+    pub left: watch::Sender<Option<Farewell>>,
+    /// Another process serves the workload now; the state directory is its.
+    pub replaced: AtomicBool,
+    /// Whether clients are to be asked to go elsewhere.
+    pub drain: watch::Sender<bool>,
     /// The stream to the control plane is open.
     pub connected: AtomicBool,
     /// Why it is not.
@@ -40,6 +62,30 @@ pub struct Status {
     pub bound: Mutex<BTreeMap<Arc<str>, std::net::SocketAddr>>,
     /// Somebody asks for a shutdown.
     pub shutdown: Notify,
+}
+
+impl Status {
+    /// Nothing has happened yet.
+    #[must_use]
+    pub fn new(workload: String, generation: u32, checks: Checks) -> Self {
+        Self {
+            workload,
+            generation,
+            started: SystemTime::now(),
+            checks,
+            from_disk: Mutex::default(),
+            left: watch::Sender::new(None),
+            replaced: AtomicBool::new(false),
+            drain: watch::Sender::new(false),
+            connected: AtomicBool::new(false),
+            disconnected: Mutex::default(),
+            rejected: Mutex::default(),
+            listeners: Mutex::default(),
+            waiting: Mutex::default(),
+            bound: Mutex::default(),
+            shutdown: Notify::new(),
+        }
+    }
 }
 
 /// Which interface a request came to.
@@ -109,7 +155,30 @@ const PATHS: &[(&str, Method, Scope, &str)] = &[
     ("/healthz/ready", Method::GET, Scope::Public, "the same"),
     ("/metrics", Method::GET, Scope::Public, "Prometheus metrics"),
     ("/stats/prometheus", Method::GET, Scope::Public, "the same"),
-    ("/version", Method::GET, Scope::Public, "the version"),
+    (
+        "/version",
+        Method::GET,
+        Scope::Public,
+        "the version, and which process this is",
+    ),
+    (
+        "/probe/tcp/<port>",
+        Method::GET,
+        Scope::Public,
+        "whether the application listens on a port of WEFT_PROXY_TCP_PROBES",
+    ),
+    (
+        "/probe/grpc/<port>[/<service>]",
+        Method::GET,
+        Scope::Public,
+        "the application's health by gRPC, of WEFT_PROXY_GRPC_PROBES",
+    ),
+    (
+        "/server_info",
+        Method::GET,
+        Scope::Full,
+        "this process: version, generation, start, connections",
+    ),
     (
         "/config_dump",
         Method::GET,
@@ -135,6 +204,7 @@ const PATHS: &[(&str, Method, Scope, &str)] = &[
         Scope::Full,
         "ask clients to go elsewhere; does not exit",
     ),
+    ("/undrain", Method::POST, Scope::Full, "take /drain back"),
     ("/drain_listeners", Method::POST, Scope::Full, "the same"),
     ("/shutdown", Method::POST, Scope::Full, "drain and exit"),
     ("/quitquitquit", Method::POST, Scope::Full, "the same"),
@@ -147,7 +217,7 @@ impl Admin {
             return text(StatusCode::OK, &self.index());
         }
         let known = PATHS.iter().find(|(known, _, scope, _)| {
-            *known == path && (self.scope == Scope::Full || *scope == Scope::Public)
+            matches(known, path) && (self.scope == Scope::Full || *scope == Scope::Public)
         });
         let Some((_, method, ..)) = known else {
             return text(StatusCode::NOT_FOUND, "no such page; / lists them\n");
@@ -169,14 +239,29 @@ impl Admin {
             "/live" => text(StatusCode::OK, "live\n"),
             "/ready" | "/healthz/ready" => self.ready(),
             "/metrics" | "/stats/prometheus" => self.metrics().await,
-            "/version" => json(&dump::version()),
+            "/version" => json(&dump::version(&self.status)),
             "/config_dump" => json(&dump::config(&self.shared, &self.status)),
             "/clusters" => json(&dump::clusters(&self.shared)),
             "/listeners" => json(&dump::listeners(&self.status)),
             "/certs" => json(&dump::certs(&self.shared)),
+            "/server_info" => json(&dump::server_info(&self.shared, &self.status)),
             "/drain" | "/drain_listeners" => {
-                self.shared.drain.advance(crate::drain::Phase::Draining);
+                self.status.drain.send_replace(true);
                 text(StatusCode::OK, "draining\n")
+            }
+            "/undrain" if self.shared.drain.phase() >= Phase::Closing => text(
+                StatusCode::CONFLICT,
+                "too late: connections are being closed\n",
+            ),
+            "/undrain" => {
+                self.status.drain.send_replace(false);
+                text(StatusCode::OK, "serving\n")
+            }
+            path if path.starts_with(checks::PREFIX) => {
+                match self.status.checks.run(&path[checks::PREFIX.len()..]).await {
+                    Ok(()) => text(StatusCode::OK, "ok\n"),
+                    Err(failed) => text(failed.status(), &format!("{failed}\n")),
+                }
             }
             _ => {
                 self.status.shutdown.notify_one();
@@ -187,11 +272,21 @@ impl Admin {
 
     fn ready(&self) -> Answer {
         match readiness(&self.shared, &self.status) {
-            Ok(()) => text(StatusCode::OK, "ready\n"),
+            Ok(()) => text(StatusCode::OK, &self.ready_text()),
             Err(why) => text(
                 StatusCode::SERVICE_UNAVAILABLE,
                 &format!("not ready: {why}\n"),
             ),
+        }
+    }
+
+    fn ready_text(&self) -> String {
+        match *self.status.from_disk.lock() {
+            Some(saved) => {
+                let age = saved.elapsed().unwrap_or_default().as_secs();
+                format!("ready\nconfiguration from disk, saved {age} s ago; no control plane yet\n")
+            }
+            None => "ready\n".to_owned(),
         }
     }
 
@@ -210,7 +305,7 @@ impl Admin {
         PATHS
             .iter()
             .filter(|(_, _, scope, _)| self.scope == Scope::Full || *scope == Scope::Public)
-            .map(|(path, method, _, what)| format!("{method:<5} {path:<20} {what}\n"))
+            .map(|(path, method, _, what)| format!("{method:<5} {path:<30} {what}\n"))
             .collect()
     }
 }
@@ -220,7 +315,7 @@ impl Admin {
 /// # Errors
 /// With what is missing.
 pub fn readiness(shared: &Shared, status: &Status) -> Result<(), String> {
-    if shared.drain.is_draining() {
+    if shared.drain.phase() > Phase::Serving {
         return Err("shutting down".to_owned());
     }
     if shared.identity.state().is_none() {
@@ -246,6 +341,14 @@ pub fn readiness(shared: &Shared, status: &Status) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Whether a path is the one of a page; those of probes go on after their prefix.
+fn matches(known: &str, path: &str) -> bool {
+    match known.split_once('<') {
+        Some((prefix, _)) => path.starts_with(prefix),
+        None => known == path,
+    }
 }
 
 fn text(status: StatusCode, body: &str) -> Answer {

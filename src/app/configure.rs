@@ -10,26 +10,26 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval},
 };
-use weft_api::envoy::config::core::v3::Node;
+use weft_api::{Kind, envoy::config::core::v3::Node};
 use weft_handover::Socket;
 
 use super::{
     Job, names,
+    saved::{Kept, Saver},
     sockets::{Inherited, divide},
 };
 use crate::{
     admin::Status,
-    bootstrap::Bootstrap,
     config::{Arrival, DnsConfig, Listener, Value},
     dns::Names,
     identity::{ControlPlane, unix_seconds},
     listener,
     snapshot::{Linker, Wanted},
     worker::Shared,
-    xds::{Client, Command, Event},
+    xds::{Client, Command, Event, Raw},
 };
 
 const TICK: Duration = Duration::from_secs(1);
@@ -104,20 +104,26 @@ pub(super) struct Configuration {
     inherited: Arc<Inherited>,
     /// What the DNS listener is asked for, once there is one.
     names: Arc<ArcSwap<Names>>,
+    /// Files on disk, if there is a state directory.
+    saver: Option<Saver>,
+    /// Set when this process is the one that accepts.
+    go: watch::Receiver<bool>,
+    /// What the control plane is told that we have.
+    held: Vec<(Kind, Arc<str>, String)>,
 }
 
-/// Who we say we are; the control plane believes the certificate.
-pub(super) fn node(bootstrap: &Bootstrap) -> Node {
-    Node {
-        id: format!("{}/{}", bootstrap.namespace, bootstrap.workload),
-        user_agent_name: "weft-proxy".to_owned(),
-        user_agent_version_type: Some(
-            weft_api::envoy::config::core::v3::node::UserAgentVersionType::UserAgentVersion(
-                env!("CARGO_PKG_VERSION").to_owned(),
-            ),
-        ),
-        ..Node::default()
-    }
+/// Asks for everything to be on disk; answered when it is.
+pub(super) type Flush = oneshot::Sender<()>;
+
+/// What the task hears from others.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    /// For the stream.
+    pub(super) commands: mpsc::UnboundedReceiver<Command>,
+    /// Names that were asked for.
+    pub(super) demands: mpsc::UnboundedReceiver<String>,
+    /// See [`Flush`].
+    pub(super) flushes: mpsc::Receiver<Flush>,
 }
 
 impl Configuration {
@@ -127,6 +133,8 @@ impl Configuration {
         workers: Vec<mpsc::UnboundedSender<Job>>,
         commands: mpsc::UnboundedSender<Command>,
         inherited: Arc<Inherited>,
+        saver: Option<Saver>,
+        go: watch::Receiver<bool>,
     ) -> Self {
         Self {
             linker: Linker::new(shared.metrics.clone(), workers.len()),
@@ -141,7 +149,37 @@ impl Configuration {
                 shared,
                 &DnsConfig::default(),
             ))),
+            saver,
+            go,
+            held: Vec::new(),
         }
+    }
+
+    /// Puts a configuration from disk into force; before [`Self::run`].
+    pub(super) fn restore(&mut self, kept: Kept) {
+        let seconds = self.seconds();
+        for name in &kept.demanded {
+            self.linker.demand(name, seconds);
+        }
+        let count = kept.resources.len();
+        for (name, value, raw) in kept.resources {
+            let kind = value.kind();
+            self.held.push((kind, name.clone(), raw.version.clone()));
+            // So that what nobody wants is unsubscribed from.
+            if kind != Kind::Listener {
+                self.subscribed.insert((kind, name.clone()));
+            }
+            self.update(&name, value, raw);
+        }
+        let metrics = &self.shared.metrics;
+        metrics.config_last_applied.set(unix_seconds(kept.saved));
+        metrics.config_from_disk.set(1);
+        *self.status.from_disk.lock() = Some(kept.saved);
+        tracing::info!(
+            resources = count,
+            "serving with the configuration from disk"
+        );
+        self.apply();
     }
 
     pub(super) fn stops(&self) -> Stops {
@@ -149,20 +187,21 @@ impl Configuration {
     }
 
     /// Runs until aborted. The stream starts when the first certificate is there.
-    pub(super) async fn run(
-        mut self,
-        control: ControlPlane,
-        node: Node,
-        received: mpsc::UnboundedReceiver<Command>,
-        mut demands: mpsc::UnboundedReceiver<String>,
-    ) {
+    pub(super) async fn run(mut self, control: ControlPlane, node: Node, inputs: Inputs) {
+        let Inputs {
+            commands,
+            mut demands,
+            mut flushes,
+        } = inputs;
         let (sender, mut events) = mpsc::unbounded_channel();
         let mut ready = self.shared.identity.ready();
+        let mut identities = self.shared.identity.changes();
+        let held = std::mem::take(&mut self.held);
         let streaming = async move {
             if ready.wait_for(|ready| *ready).await.is_err() {
                 return;
             }
-            let client = Client::new(node, received, super::seed());
+            let client = Client::new(node, commands, super::seed()).holding(held);
             // The receiver lives as long as this task.
             client
                 .run(
@@ -197,10 +236,51 @@ impl Configuration {
                     tick += 1;
                     self.tick(tick)
                 }
+                // The sender lives as long as this task.
+                Ok(()) = identities.changed() => {
+                    self.saver.iter_mut().for_each(Saver::identity_changed);
+                    false
+                }
+                () = due(self.saver.as_ref()) => {
+                    self.save();
+                    false
+                }
+                Some(done) = flushes.recv() => {
+                    self.saver.iter_mut().for_each(Saver::hurry);
+                    self.save();
+                    let flushed = self.saver.as_ref().map(Saver::flushed);
+                    tokio::spawn(async move {
+                        if let Some(flushed) = flushed {
+                            flushed.await;
+                        }
+                        let _ = done.send(());
+                    });
+                    false
+                }
             };
             if changed {
                 self.apply();
             }
+        }
+    }
+
+    /// Writes what is due, unless the files are another process's by now.
+    fn save(&mut self) {
+        if self.status.replaced.load(Ordering::Relaxed) {
+            self.saver = None;
+        }
+        if let Some(saver) = &mut self.saver {
+            let hosts = self.subscribed.iter();
+            let hosts = hosts.filter(|(kind, _)| *kind == Kind::VirtualHost);
+            saver.write(Instant::now(), hosts.map(|(_, name)| name));
+        }
+    }
+
+    /// A resource is no longer held.
+    fn forget(&mut self, kind: Kind, name: &Arc<str>) {
+        if let Some(saver) = &mut self.saver {
+            saver.ledger.forget(kind, name);
+            saver.config_changed();
         }
     }
 
@@ -237,6 +317,8 @@ impl Configuration {
             Event::Connected => {
                 self.status.connected.store(true, Ordering::Relaxed);
                 metrics.control_connected.set(1);
+                metrics.config_from_disk.set(0);
+                *self.status.from_disk.lock() = None;
                 tracing::info!("connected to the control plane");
                 false
             }
@@ -250,33 +332,34 @@ impl Configuration {
                 metrics.control_connected.set(0);
                 false
             }
-            Event::Updated(name, value) => {
+            Event::Updated(name, value, raw) => {
                 let kind = value.kind();
-                for warning in value.warnings() {
-                    tracing::warn!(%kind, %name, warning, "a field has no effect");
+                let now = unix_seconds(SystemTime::now());
+                let applied = self.update(&name, value, raw);
+                let result = if applied.is_some() {
+                    "applied"
+                } else {
+                    "rejected"
+                };
+                let metrics = &self.shared.metrics;
+                metrics.config_update(kind.name(), result);
+                if applied.is_some() {
+                    metrics.config_last_applied.set(now);
                 }
-                self.status
-                    .rejected
-                    .lock()
-                    .remove(&format!("{kind}/{name}"));
-                if let Value::Secret(bundle) = &value
-                    && let Err(error) = self.shared.identity.set_bundle(&bundle.0)
-                {
-                    tracing::error!(%error, "the trust bundle is not usable; the old one stays");
-                    metrics.config_update(kind.name(), "rejected");
-                    return false;
-                }
-                metrics.config_update(kind.name(), "applied");
-                metrics
-                    .config_last_applied
-                    .set(unix_seconds(SystemTime::now()));
-                self.linker.update(&name, value)
+                applied.unwrap_or(false)
             }
             Event::Removed(kind, name) => {
                 metrics.config_update(kind.name(), "removed");
+                self.forget(kind, &name);
                 self.linker.remove(kind, &name)
             }
             Event::Absent(kind, name) => self.linker.remove(kind, &name),
+            Event::Left(farewell) => {
+                self.status.connected.store(false, Ordering::Relaxed);
+                metrics.control_connected.set(0);
+                self.status.left.send_replace(Some(farewell));
+                false
+            }
             Event::Rejected(rejected) => {
                 let kind = rejected.kind;
                 metrics.config_update(kind.name(), "rejected");
@@ -292,6 +375,29 @@ impl Configuration {
         }
     }
 
+    /// Takes a resource; true if the snapshot must be linked anew, `None` if it is not usable.
+    fn update(&mut self, name: &Arc<str>, value: Value, raw: Raw) -> Option<bool> {
+        let kind = value.kind();
+        for warning in value.warnings() {
+            tracing::warn!(%kind, %name, warning, "a field has no effect");
+        }
+        self.status
+            .rejected
+            .lock()
+            .remove(&format!("{kind}/{name}"));
+        if let Value::Secret(bundle) = &value
+            && let Err(error) = self.shared.identity.set_bundle(&bundle.0)
+        {
+            tracing::error!(%error, "the trust bundle is not usable; the old one stays");
+            return None;
+        }
+        if let Some(saver) = &mut self.saver {
+            saver.ledger.keep(kind, name, raw);
+            saver.config_changed();
+        }
+        Some(self.linker.update(name, value))
+    }
+
     /// Links, publishes, adjusts subscriptions and sockets.
     fn apply(&mut self) {
         let (snapshot, wanted) = self.linker.link();
@@ -299,10 +405,13 @@ impl Configuration {
         for (kind, name) in wanted.difference(&self.subscribed) {
             let _ = self.commands.send(Command::Subscribe(*kind, name.clone()));
         }
-        for (kind, name) in self.subscribed.difference(&wanted) {
-            let _ = self
-                .commands
-                .send(Command::Unsubscribe(*kind, name.clone()));
+        let unwanted: Vec<_> = self.subscribed.difference(&wanted).cloned().collect();
+        for (kind, name) in unwanted {
+            self.forget(kind, &name);
+            let _ = self.commands.send(Command::Unsubscribe(kind, name));
+        }
+        if self.subscribed != wanted {
+            self.saver.iter_mut().for_each(Saver::config_changed);
         }
         self.subscribed = wanted;
         // In between, `/ready` must not look better than it is.
@@ -366,7 +475,14 @@ impl Configuration {
         let bind = |address| {
             if binding.dns {
                 let at = (&**name, address);
-                return names::serve(&self.shared, &self.inherited, at, &self.names, &stopped);
+                return names::serve(
+                    &self.shared,
+                    &self.inherited,
+                    at,
+                    &self.names,
+                    &stopped,
+                    &self.go,
+                );
             }
             self.inherited.tcp(name, address, binding.arrival, workers)
         };
@@ -385,6 +501,7 @@ impl Configuration {
             let job = Job {
                 name: name.clone(),
                 socket,
+                go: self.go.clone(),
                 stop: stopped.clone(),
             };
             // A worker lives as long as the process.
@@ -401,5 +518,12 @@ impl Configuration {
         let in_sync =
             self.status.rejected.lock().is_empty() && self.status.listeners.lock().is_empty();
         self.shared.metrics.config_in_sync.set(i64::from(in_sync));
+    }
+}
+
+async fn due(saver: Option<&Saver>) {
+    match saver {
+        Some(saver) => saver.due().await,
+        None => std::future::pending().await,
     }
 }

@@ -1,11 +1,17 @@
 //! The process: what starts in which order, and how it ends.
 
 mod configure;
+mod handover;
+mod life;
 mod names;
+mod node;
+mod saved;
+mod shutdown;
 mod sockets;
+mod supervise;
 
 use std::{
-    future::Future, net::SocketAddr, path::Path, process::ExitCode, sync::Arc, time::Duration,
+    future::Future, net::SocketAddr, path::Path, process::ExitCode, sync::Arc, time::SystemTime,
 };
 
 use tokio::{
@@ -13,26 +19,29 @@ use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
+use weft_handover::Socket;
 
+use self::{
+    handover::{DOOR, Predecessor, blocking},
+    life::{Outcome, Program, Signal},
+    saved::{CONFIG, IDENTITY, Kept},
+    sockets::{Inherited, divide},
+};
 use crate::{
-    admin::{self, Scope, Status},
+    admin::{Checks, Status},
     bootstrap::Bootstrap,
+    config::Arrival,
     dns::{Resolver, Source},
-    drain::{Drain, Phase},
-    identity::{ControlPlane, Credentials, FirstContact, IdentityStore, keep_renewed},
+    drain::Drain,
+    identity::{IdentityStore, Restored, SavedError},
     listener,
     snapshot::SnapshotStore,
+    state::Directory,
     telemetry::{AccessLog, Metrics, logging},
-    util::Rng,
     worker::{Shared, Worker},
-    xds::Command,
 };
 
-/// Peers learn within this time that they must not open new connections here.
-const MIN_DRAIN: Duration = Duration::from_secs(1);
-/// Then what is idle is closed.
-const IDLE_DRAIN: Duration = Duration::from_secs(3);
-const POLL: Duration = Duration::from_millis(20);
+pub use self::supervise::main as supervise;
 
 /// `weft-proxy run`: reads the settings, serves until SIGTERM or SIGINT, drains, exits.
 /// Exit codes: 0 after a drain, 1 on a failure, 2 when the settings are wrong.
@@ -47,38 +56,30 @@ pub fn main(file: Option<&Path>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let program = Program::this(file);
+    let door = bootstrap.state.as_ref().map(|state| state.join(DOOR));
     let result = logging::start(&bootstrap.log).and_then(|()| {
+        // Before there are threads: the environment is changed.
+        let given = weft_handover::activation().map_err(|error| error.to_string())?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| format!("cannot start: {error}"))?;
-        runtime.block_on(async {
-            let app = App::bind(bootstrap).await?;
-            app.run(signal()).await;
-            Ok(())
-        })
+        let outcome = runtime.block_on(async {
+            let signals = life::signals()?;
+            let app = App::start(bootstrap, given).await?;
+            app.live(signals, Some(program.clone())).await
+        });
+        runtime.shutdown_background();
+        outcome
     });
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Outcome::Ended) => ExitCode::SUCCESS,
+        Ok(Outcome::StandIn(pid)) => supervise::become_supervisor(&program, pid, door.as_deref()),
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
-    }
-}
-
-/// SIGTERM or SIGINT.
-async fn signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
     }
 }
 
@@ -90,15 +91,26 @@ pub struct App {
     status: Arc<Status>,
     workers: Vec<mpsc::UnboundedSender<Job>>,
     demands: mpsc::UnboundedReceiver<String>,
-    admin: (TcpListener, SocketAddr),
-    public_admin: (TcpListener, SocketAddr),
+    admin: Admin,
+    public_admin: Admin,
+    inherited: Arc<Inherited>,
+    directory: Option<Directory>,
+    /// The configuration from disk.
+    kept: Option<Kept>,
+    /// The process to take over from.
+    predecessor: Option<Predecessor>,
 }
 
-/// Work for a worker: a socket to accept from until told to stop.
+/// An admin interface: its sockets, to be served and to be passed on.
+#[derive(Debug)]
+struct Admin(Vec<Socket>);
+
+/// Work for a worker: a socket to accept from, from `go` until `stop`.
 #[derive(Debug)]
 struct Job {
     name: Arc<str>,
     socket: std::net::TcpListener,
+    go: watch::Receiver<bool>,
     stop: watch::Receiver<bool>,
 }
 
@@ -106,160 +118,207 @@ impl App {
     /// Opens the admin interfaces and starts the workers.
     ///
     /// # Errors
-    /// When an address cannot be bound or a thread cannot be started.
+    /// When an address cannot be bound, a thread cannot be started, or the state directory is
+    /// not ours.
     pub async fn bind(bootstrap: Bootstrap) -> Result<Self, String> {
+        Self::start(bootstrap, Vec::new()).await
+    }
+
+    /// [`Self::bind`] with sockets that were opened by somebody else. If another process of
+    /// this workload serves from the same state directory, it is asked for its sockets, and
+    /// serves on until everything is in force here.
+    async fn start(bootstrap: Bootstrap, given: Vec<Socket>) -> Result<Self, String> {
+        let workload = format!("{}/{}", bootstrap.namespace, bootstrap.workload);
+        let directory = match &bootstrap.state {
+            Some(path) => {
+                Some(Directory::open(path).map_err(|e| format!("WEFT_PROXY_STATE: {e}"))?)
+            }
+            None => None,
+        };
+        let mut sockets = given;
+        let mut predecessor = None;
+        if let Some(directory) = &directory {
+            let (door, workload) = (directory.path(DOOR), workload.clone());
+            let asked = blocking(move || Predecessor::ask(&door, &workload)).await?;
+            if let Some((found, theirs)) = asked {
+                sockets.extend(theirs);
+                predecessor = Some(found);
+            }
+        }
+        let begun = Self::build(bootstrap, workload, directory, sockets, &predecessor);
+        match begun {
+            Ok(mut app) => {
+                app.predecessor = predecessor;
+                Ok(app)
+            }
+            Err(why) => {
+                if let Some(predecessor) = predecessor {
+                    predecessor.give_up(&why);
+                }
+                Err(why)
+            }
+        }
+    }
+
+    fn build(
+        bootstrap: Bootstrap,
+        workload: String,
+        directory: Option<Directory>,
+        sockets: Vec<Socket>,
+        predecessor: &Option<Predecessor>,
+    ) -> Result<Self, String> {
         let (demand, demands) = mpsc::unbounded_channel();
         let metrics = Metrics::new();
+        let identity = Arc::new(IdentityStore::default());
+        let kept = match &directory {
+            Some(directory) => recall(directory, &workload, &identity),
+            None => None,
+        };
+        if identity.state().is_none()
+            && let Err(why) = &bootstrap.token
+        {
+            return Err(format!("there is no identity and no join token: {why}"));
+        }
+        let source = match bootstrap.dns_upstreams.as_slice() {
+            [] => Source::default(),
+            fixed => Source::Fixed(fixed.to_vec()),
+        };
         let shared = Arc::new(Shared {
             snapshots: SnapshotStore::default(),
-            identity: Arc::new(IdentityStore::default()),
-            resolver: Resolver::new(Source::default(), Vec::new(), metrics.clone()),
+            identity,
+            resolver: Resolver::new(source, Vec::new(), metrics.clone()),
             metrics,
             log: AccessLog::start(bootstrap.access_log)
                 .map_err(|error| format!("the access log cannot be started: {error}"))?,
             drain: Drain::default(),
-            probes: Arc::default(),
+            probes: bootstrap.probes.clone().into(),
             demand,
             started: Instant::now(),
         });
         count_panics(&shared.metrics);
-        let admin = bind_admin(bootstrap.admin, "WEFT_PROXY_ADMIN")?;
-        let public_admin = bind_admin(bootstrap.public_admin, "WEFT_PROXY_PUBLIC_ADMIN")?;
+        let inherited = Arc::new(Inherited::new(sockets));
+        let bind = |address, name, setting| {
+            let sockets = inherited.tcp(name, address, Arrival::Direct, 1);
+            sockets
+                .map(Admin)
+                .map_err(|error| format!("{setting}: {error}"))
+        };
+        let admin = bind(bootstrap.admin, "admin", "WEFT_PROXY_ADMIN")?;
+        let public_admin = bind(
+            bootstrap.public_admin,
+            "public-admin",
+            "WEFT_PROXY_PUBLIC_ADMIN",
+        )?;
         let workers = (0..bootstrap.workers)
             .map(|id| start_worker(id, shared.clone()))
             .collect::<Result<_, _>>()?;
-        let status = Arc::new(Status::default());
+        let registration = bootstrap.registration.as_ref();
+        let checks = Checks {
+            tcp: bootstrap.tcp_probes.clone(),
+            grpc: bootstrap.grpc_probes.clone(),
+            addresses: registration.map_or_else(Vec::new, |r| r.addresses.clone()),
+        };
+        let generation = predecessor.as_ref().map_or(0, |before| before.generation) + 1;
+        shared.metrics.generation.set(i64::from(generation));
         Ok(Self {
             bootstrap,
             shared,
-            status,
+            status: Arc::new(Status::new(workload, generation, checks)),
             workers,
             demands,
             admin,
             public_admin,
+            inherited,
+            directory,
+            kept,
+            predecessor: None,
         })
     }
 
     /// Where the full admin interface listens.
     #[must_use]
     pub fn admin_address(&self) -> SocketAddr {
-        self.admin.1
+        self.admin.address()
     }
 
     /// Where the read-only admin interface listens.
     #[must_use]
     pub fn public_admin_address(&self) -> SocketAddr {
-        self.public_admin.1
+        self.public_admin.address()
     }
 
     /// Serves until `shutdown` is ready, then drains: open streams have the grace period.
+    /// Ends, too, when another process has taken over and everything here has ended.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self {
-            bootstrap,
-            shared,
-            status,
-            workers,
-            demands,
-            admin,
-            public_admin,
-        } = self;
-        for (listener, scope) in [(admin.0, Scope::Full), (public_admin.0, Scope::Public)] {
-            tokio::spawn(admin::serve(
-                listener,
-                shared.clone(),
-                status.clone(),
-                scope,
-            ));
-        }
-        let control = ControlPlane {
-            address: bootstrap.control.as_str().into(),
-            first_contact: FirstContact {
-                root: bootstrap.token.root,
-            },
-            identity: shared.identity.clone(),
+        let (sender, signals) = mpsc::unbounded_channel();
+        let telling = async {
+            shutdown.await;
+            // The receiver lives as long as the other future.
+            let _ = sender.send(Signal::Terminate);
+            std::future::pending::<()>().await;
         };
-        let rng = Arc::new(Rng::new(seed()));
-        let credentials = Credentials {
-            token: bootstrap.token.clone(),
-        };
-        let renewing = tokio::spawn(keep_renewed(
-            control.clone(),
-            credentials,
-            shared.metrics.clone(),
-            rng,
-        ));
-        let (commands, received) = mpsc::unbounded_channel();
-        let configuration = configure::Configuration::new(
-            &shared,
-            &status,
-            workers.clone(),
-            commands.clone(),
-            Arc::default(),
-        );
-        let stops = configuration.stops();
-        let node = configure::node(&bootstrap);
-        let life = async {
-            tokio::select! {
-                () = shutdown => {}
-                () = status.shutdown.notified() => {}
-            }
-            drain(&shared, &commands, &stops, bootstrap.grace).await;
-        };
-        // Configuration goes on arriving while connections drain.
         tokio::select! {
-            () = configuration.run(control, node, received, demands) => {}
-            () = life => {}
+            result = self.live(signals, None) => {
+                if let Err(error) = result {
+                    tracing::error!(%error, "ended");
+                }
+            }
+            () = telling => {}
         }
-        renewing.abort();
     }
 }
 
-/// Everything is served on while peers learn to go elsewhere; then the sockets close.
-async fn drain(
-    shared: &Shared,
-    commands: &mpsc::UnboundedSender<Command>,
-    stops: &configure::Stops,
-    grace: Duration,
-) {
-    let started = Instant::now();
-    let drain = &shared.drain;
-    tracing::info!(connections = drain.connections(), "shutting down");
-    // The receiver is gone only if configuration has ended, which is as good as left.
-    let _ = commands.send(Command::Leave);
-    drain.advance(Phase::Draining);
-    while started.elapsed() < grace {
-        let waited = started.elapsed();
-        if waited >= MIN_DRAIN && drain.connections() == 0 {
-            break;
-        }
-        if waited >= IDLE_DRAIN {
-            drain.advance(Phase::Closing);
-        }
-        tokio::time::sleep(POLL).await;
+impl Admin {
+    fn address(&self) -> SocketAddr {
+        // There is at least one: `Inherited::tcp` binds one for each worker.
+        self.0
+            .first()
+            .map_or(([0, 0, 0, 0], 0).into(), Socket::address)
     }
-    stops.stop_all();
-    drain.advance(Phase::Closing);
-    // What was in the kernel's queue when the sockets closed is served too.
-    tokio::time::sleep(POLL).await;
-    while started.elapsed() < grace && drain.connections() > 0 {
-        tokio::time::sleep(POLL).await;
-    }
-    match drain.connections() {
-        0 => tracing::info!("all connections have ended"),
-        left => tracing::warn!(left, "the grace period is over; connections are cut"),
+
+    /// Its sockets for the runtime.
+    fn listeners(&self) -> Result<Vec<TcpListener>, String> {
+        let divided = divide(&self.0, 1)?;
+        divided
+            .into_iter()
+            .map(|(_, socket)| TcpListener::from_std(socket).map_err(|error| error.to_string()))
+            .collect()
     }
 }
 
-fn bind_admin(address: SocketAddr, setting: &str) -> Result<(TcpListener, SocketAddr), String> {
-    let open = || {
-        let socket = listener::bind(address, 1)?.remove(0);
-        let bound = socket.local_addr().map_err(|error| error.to_string())?;
-        Ok((
-            TcpListener::from_std(socket).map_err(|error| error.to_string())?,
-            bound,
-        ))
-    };
-    open().map_err(|error: String| format!("{setting}: {error}"))
+/// Takes identity and configuration from disk, as far as they are there and ours. What is not
+/// used is said in the log; it counts as absent.
+fn recall(directory: &Directory, workload: &str, identity: &IdentityStore) -> Option<Kept> {
+    let refused =
+        |error: crate::state::Refused| tracing::error!(%error, "state from disk is refused");
+    let payload = directory.read(IDENTITY).map_err(refused).ok()??;
+    match Restored::read(&payload, workload, SystemTime::now()) {
+        Ok(restored) => {
+            if let Err(error) = identity.restore(restored) {
+                tracing::error!(%error, "the identity from disk is not usable");
+                return None;
+            }
+        }
+        Err(error @ SavedError::Expired(_)) => {
+            tracing::warn!(%error, file = %directory.path(IDENTITY).display(),
+                "the identity from disk is over; joining with the token");
+            return None;
+        }
+        Err(SavedError::Foreign(why)) => {
+            refused(directory.refuse(IDENTITY, why));
+            return None;
+        }
+    }
+    let id = identity.id()?;
+    tracing::info!(%id, "this workload has its certificate from disk");
+    let payload = directory.read(CONFIG).map_err(refused).ok()??;
+    match Kept::read(&payload, workload, id.trust_domain().as_str()) {
+        Ok(kept) => Some(kept),
+        Err(why) => {
+            refused(directory.refuse(CONFIG, why));
+            None
+        }
+    }
 }
 
 fn start_worker(id: usize, shared: Arc<Shared>) -> Result<mpsc::UnboundedSender<Job>, String> {
@@ -277,9 +336,15 @@ fn start_worker(id: usize, shared: Arc<Shared>) -> Result<mpsc::UnboundedSender<
                 while let Some(job) = jobs.recv().await {
                     match TcpListener::from_std(job.socket) {
                         Ok(socket) => {
+                            let mut go = job.go;
                             let accepting =
                                 listener::accept(worker.clone(), job.name, socket, job.stop);
-                            tokio::spawn(accepting);
+                            tokio::spawn(async move {
+                                // A sender that is gone means that it never comes to that.
+                                if go.wait_for(|go| *go).await.is_ok() {
+                                    accepting.await;
+                                }
+                            });
                         }
                         Err(error) => tracing::error!(%error, listener = %job.name, "no socket"),
                     }

@@ -41,7 +41,7 @@ fn answer(found: Option<Found>) -> Answer {
     }
 }
 
-/// Serves DNS at one address until `stop` is set. Returns its sockets, to be passed on.
+/// Serves DNS at one address from `go` until `stop` is set. Returns its sockets, to be passed on.
 ///
 /// # Errors
 /// When the address cannot be bound; the text names it.
@@ -51,6 +51,7 @@ pub(super) fn serve(
     (name, address): (&str, std::net::SocketAddr),
     names: &Arc<ArcSwap<Names>>,
     stop: &watch::Receiver<bool>,
+    go: &watch::Receiver<bool>,
 ) -> Result<Vec<Socket>, String> {
     let words = |error: std::io::Error| format!("{address}: {error}");
     let arrival = crate::config::Arrival::Direct;
@@ -66,8 +67,12 @@ pub(super) fn serve(
             shared.resolver.clone(),
             shared.metrics.clone(),
         );
-        let mut stop = stop.clone();
+        let (mut stop, mut go) = (stop.clone(), go.clone());
         tokio::spawn(async move {
+            // A sender that is gone means that it never comes to that.
+            if go.wait_for(|go| *go).await.is_err() {
+                return;
+            }
             tokio::select! {
                 () = serving => {}
                 // The sender is dropped with the listener.

@@ -16,7 +16,7 @@ use weft_certs::spiffe::SpiffeId;
 use crate::{
     cluster::Original,
     config::{Filter, HttpConfig},
-    drain::ConnectionGuard,
+    drain::{ConnectionGuard, Use},
     snapshot::{LiveFilter, LiveListener, LiveTable, Snapshot},
     telemetry::{RouteMetrics, Side, Tls},
     worker::Worker,
@@ -87,9 +87,12 @@ impl Connection {
 
     /// Counts what goes on when HTTP has ended: a switched connection or a tunnel.
     fn handed_over(&self) -> HandedOver {
+        let drain = &self.worker.shared.drain;
+        let open = drain.connection(&self.listener.config.name);
+        open.becomes(Use::Switched);
         HandedOver {
             _active: self.pulse.request(),
-            _open: self.worker.shared.drain.connection(),
+            _open: open,
         }
     }
 

@@ -92,7 +92,13 @@ pub(super) fn connect_http(
         let Ok(downstream) = downstream.await else {
             return;
         };
-        let Ok((io, protocol)) = crate::detect::http(Io::from(downstream), tcp::IDLE).await else {
+        let detecting = crate::detect::http(Io::from(downstream), tcp::IDLE);
+        let drain = &inner.worker.shared.drain;
+        let detected = tokio::select! {
+            detected = detecting => detected,
+            () = drain.last_chance() => return,
+        };
+        let Ok((io, protocol)) = detected else {
             return;
         };
         let version = match protocol {

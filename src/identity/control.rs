@@ -32,8 +32,8 @@ pub struct FirstContact {
 pub struct ControlPlane {
     /// `host:port`.
     pub address: Arc<str>,
-    /// From the join token.
-    pub first_contact: FirstContact,
+    /// From the join token; without one an identity is needed from the start.
+    pub first_contact: Option<FirstContact>,
     /// Our identity, as soon as there is one.
     pub identity: Arc<IdentityStore>,
 }
@@ -65,8 +65,11 @@ impl ControlPlane {
         let config = match (self.identity.valid_id(), self.identity.state()) {
             (Some(_), Some(state)) => state.control_client(),
             _ => {
+                let first = self.first_contact.ok_or_else(|| {
+                    io::Error::other("no valid certificate and no join token to get one with")
+                })?;
                 let time = Arc::new(SystemClock);
-                let pinned = PinnedRoot::new(self.first_contact.root, time);
+                let pinned = PinnedRoot::new(first.root, time);
                 Arc::new(client_config(Arc::new(pinned), None, &[b"h2"]))
             }
         };

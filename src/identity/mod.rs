@@ -2,6 +2,7 @@
 
 mod control;
 mod renew;
+mod saved;
 mod tls;
 
 use std::{
@@ -15,7 +16,8 @@ use tokio::sync::watch;
 use weft_certs::{SystemClock, TrustBundle, WorkloadCert, spiffe::SpiffeId};
 
 pub use control::{ControlPlane, FirstContact};
-pub use renew::{Credentials, JoinToken, keep_renewed};
+pub use renew::{JoinToken, keep_renewed};
+pub use saved::{Restored, SavedError};
 pub use tls::{TlsState, accept, connect};
 
 /// Certificate, key and trust bundle in force. Shared: swapped atomically, never mutated.
@@ -25,9 +27,10 @@ pub struct IdentityStore {
     /// The parts that the state was built from; writers only.
     parts: Mutex<Parts>,
     ready: watch::Sender<bool>,
+    changes: watch::Sender<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Parts {
     certificate: Option<Arc<WorkloadCert>>,
     bundle: Option<Arc<TrustBundle>>,
@@ -44,6 +47,12 @@ impl IdentityStore {
     #[must_use]
     pub fn ready(&self) -> watch::Receiver<bool> {
         self.ready.subscribe()
+    }
+
+    /// Changes with each certificate and bundle.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// Our SPIFFE ID.
@@ -113,6 +122,7 @@ impl IdentityStore {
     fn rebuild(&self, certificate: &WorkloadCert, bundle: &Arc<TrustBundle>) -> Result<(), String> {
         let state = TlsState::new(certificate, bundle, Arc::new(SystemClock))?;
         self.state.store(Some(Arc::new(state)));
+        self.changes.send_modify(|generation| *generation += 1);
         Ok(())
     }
 }

@@ -64,18 +64,12 @@ impl FromStr for JoinToken {
     }
 }
 
-/// What a workload has to show for its first certificate.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// The join token.
-    pub token: JoinToken,
-}
-
 /// Gets the first certificate and renews it at 70 % of its life, for ever. A failure is
 /// tried again with exponential back-off and full jitter; the certificate in force stays.
+/// Without a token there must be a certificate already.
 pub async fn keep_renewed(
     control: ControlPlane,
-    credentials: Credentials,
+    token: Option<JoinToken>,
     metrics: Arc<Metrics>,
     rng: Arc<Rng>,
 ) {
@@ -85,26 +79,64 @@ pub async fn keep_renewed(
     let mut delay = FIRST_RETRY;
     loop {
         if let Some(certificate) = control.identity.certificate() {
+            let end = unix_seconds(certificate.not_after);
+            metrics.identity_expiration.set(end);
             let jitter = (rng.next() >> 11) as f64 / (1_u64 << 53) as f64;
             wait_until(certificate.renew_at(jitter)).await;
         }
+        let mut told = 0;
         loop {
-            let result = renew(&control, &credentials, &mut first_key).await;
+            let result = renew(&control, token.as_ref(), &mut first_key).await;
             metrics.identity_renewal(result.is_ok());
+            metrics
+                .identity_renewal_failing
+                .set(i64::from(result.is_err()));
             match result {
-                Ok(not_after) => {
-                    metrics.identity_expiration.set(unix_seconds(not_after));
+                Ok(()) => {
                     delay = FIRST_RETRY;
                     break;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, control = %control.address, "no certificate yet; trying again");
+                    tell(&control, &error, &mut told);
                     tokio::time::sleep(delay.mul_f64(0.5 + (rng.next() % 512) as f64 / 1024.0))
                         .await;
                     delay = (delay * 2).min(LAST_RETRY);
                 }
             }
         }
+    }
+}
+
+/// The parts of a certificate's life at which somebody must hear of a renewal that fails.
+const WARNINGS: [f64; 4] = [0.5, 0.8, 0.95, 1.0];
+
+/// How many of [`WARNINGS`] are due.
+fn due(used: f64) -> usize {
+    WARNINGS.iter().filter(|at| used >= **at).count()
+}
+
+/// Logs a failure: each one while there is no certificate, and with one as often as it has
+/// lost a further part of its life. `told` counts those of this certificate.
+fn tell(control: &ControlPlane, error: &str, told: &mut usize) {
+    let address = &control.address;
+    let Some(certificate) = control.identity.certificate() else {
+        tracing::warn!(%error, control = %address, "no certificate yet; trying again");
+        return;
+    };
+    let used = certificate.life_used(SystemTime::now());
+    let due = due(used);
+    if due <= *told {
+        tracing::debug!(%error, control = %address, "the certificate could not be renewed");
+        return;
+    }
+    *told = due;
+    let percent = (used * 100.0) as u64;
+    if used >= 1.0 {
+        tracing::error!(%error, control = %address,
+            "the certificate has expired and cannot be renewed: peers refuse this workload");
+    } else {
+        tracing::warn!(%error, control = %address, percent,
+            "the certificate cannot be renewed; this part of its life is over");
     }
 }
 
@@ -116,9 +148,9 @@ async fn wait_until(time: SystemTime) {
 
 async fn renew(
     control: &ControlPlane,
-    credentials: &Credentials,
+    token: Option<&JoinToken>,
     first_key: &mut Option<KeyPair>,
-) -> Result<SystemTime, String> {
+) -> Result<(), String> {
     let channel = control
         .connect()
         .await
@@ -142,7 +174,8 @@ async fn renew(
         metadata: None,
     });
     if own.is_none() {
-        let text = format!("Bearer {}", credentials.token.text);
+        let token = token.ok_or("the certificate has expired and there is no join token")?;
+        let text = format!("Bearer {}", token.text);
         let value = MetadataValue::try_from(text).map_err(|e| e.to_string())?;
         request.metadata_mut().insert("authorization", value);
     }
@@ -157,17 +190,32 @@ async fn renew(
     let root = chain.last().map(String::as_str).unwrap_or_default();
     let (root, _) =
         TrustBundle::from_pem(certificate.id.trust_domain(), root).map_err(|e| e.to_string())?;
-    let not_after = certificate.not_after;
     if own.is_none() {
         tracing::info!(id = %certificate.id, "this workload has its certificate");
     }
-    control.identity.set_certificate(certificate, root)?;
-    Ok(not_after)
+    control.identity.set_certificate(certificate, root)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::JoinToken;
+    use super::{JoinToken, due};
+
+    #[test]
+    fn a_failing_renewal_is_told_of_four_times() {
+        for (used, expected) in [
+            (0.0, 0),
+            (0.49, 0),
+            (0.5, 1),
+            (0.79, 1),
+            (0.8, 2),
+            (0.95, 3),
+            (0.999, 3),
+            (1.0, 4),
+            (7.0, 4),
+        ] {
+            assert_eq!(due(used), expected, "{used}");
+        }
+    }
 
     #[test]
     fn tokens_are_checked_in_form() {

@@ -20,7 +20,7 @@ use crate::{
     cluster::Original,
     config::{AppProtocol, DownstreamTls, Filter, TransportProtocol},
     detect::{self, Detected},
-    drain::Phase,
+    drain::{ConnectionGuard, Use},
     error::{Error, Reason},
     http::{self, Connection, HttpVersion},
     identity,
@@ -34,8 +34,6 @@ use crate::{
 
 /// A client of an mTLS port that says nothing for this long is cut.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
-/// What a client that has just connected has for its first byte when the sockets close.
-const LAST_CHANCE: Duration = Duration::from_millis(500);
 /// How long a client that is refused may take to show that it would understand why.
 const REFUSED: Duration = Duration::from_secs(1);
 
@@ -51,6 +49,8 @@ pub(super) struct Context {
     pub(super) authority: Option<Box<str>>,
     /// Plaintext that may ask for the health of the application and nothing else.
     pub(super) probes_only: bool,
+    /// A shutdown waits for it.
+    pub(super) open: Arc<ConnectionGuard>,
 }
 
 impl Context {
@@ -94,7 +94,7 @@ pub(super) async fn serve(
     tcp: TcpStream,
     client: SocketAddr,
 ) {
-    let _open = worker.shared.drain.connection();
+    let open = Arc::new(worker.shared.drain.connection(&listener.config.name));
     // Nagle's algorithm and delayed acknowledgements would add 40 ms to small messages.
     let _ = tcp.set_nodelay(true);
     let mut context = Context {
@@ -103,6 +103,7 @@ pub(super) async fn serve(
         original: None,
         authority: None,
         probes_only: false,
+        open,
     };
     let config = &context.listener.config;
     let arrived = socket::arrived(&tcp, config.arrival, config.address.port());
@@ -169,7 +170,9 @@ async fn secured(context: &Context, tcp: TcpStream) -> Result<(), Error> {
             First::Client | First::Closed => {}
             First::Server(opened) => {
                 context.count_detection(AppProtocol::Tcp);
-                opaque::relay(tcp.into(), opened?, backends).await;
+                let opened = opened?;
+                context.open.becomes(Use::Tcp);
+                opaque::relay(tcp.into(), opened, backends).await;
                 return Ok(());
             }
         }
@@ -210,10 +213,7 @@ pub(super) async fn unless_closing<T>(
 
 /// Ends shortly after idle connections are to be closed.
 pub(super) async fn closing(worker: &Worker) -> Error {
-    let mut phases = worker.shared.drain.watch();
-    // The sender lives as long as the process.
-    let _ = phases.wait_for(|now| *now >= Phase::Closing).await;
-    tokio::time::sleep(LAST_CHANCE).await;
+    worker.shared.drain.last_chance().await;
     Error::new(Reason::ClientClosed, "no byte until the shutdown")
 }
 
@@ -236,6 +236,7 @@ async fn plaintext_on_strict(context: &Context, tcp: TcpStream) -> Result<(), Er
                     original: context.original,
                     authority: None,
                     probes_only: true,
+                    open: context.open.clone(),
                 };
                 let identity = (Tls::None, None);
                 dispatch(&probing, http, io, AppProtocol::Http1, identity).await

@@ -11,7 +11,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::worker::Worker;
 
-pub use socket::{bind, bind_for, is_without_family};
+pub use socket::{bind_for, is_without_family};
 
 /// Pause after an accept error that is ours: no file descriptors, no memory.
 const BACK_OFF: Duration = Duration::from_millis(50);

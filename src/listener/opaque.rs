@@ -9,6 +9,7 @@ use crate::{
     cluster::Pick,
     config::AppProtocol,
     detect::{self, Detected},
+    drain::Use,
     error::{Error, Reason},
     io::Io,
     snapshot::TcpBackend,
@@ -111,6 +112,7 @@ pub(super) async fn forward(
     backends: &[TcpBackend],
 ) -> Result<(), Error> {
     let opened = open(context, backends).await?;
+    context.open.becomes(Use::Tcp);
     relay(client, opened, backends).await;
     Ok(())
 }
@@ -178,6 +180,7 @@ pub(super) async fn race(
     };
     let mut opened = opened?;
     opened.server = opened.server.rewind(greeting.into());
+    context.open.becomes(Use::Tcp);
     relay(io, opened, backends).await;
     Ok(None)
 }

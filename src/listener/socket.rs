@@ -47,11 +47,11 @@ fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Opens listening sockets for a configured listener's address, as [`bind`] does, with what
-/// its kind of arrival needs.
+/// Opens one listening socket, or one for each worker when there are several (the kernel
+/// spreads connections over them), with what its kind of arrival needs.
 ///
 /// # Errors
-/// As [`bind`]; a transparent socket needs CAP_NET_RAW or CAP_NET_ADMIN.
+/// When the address cannot be bound; the text names it. A transparent socket needs CAP_NET_RAW or CAP_NET_ADMIN.
 pub fn bind_for(
     address: SocketAddr,
     arrival: Arrival,
@@ -67,15 +67,6 @@ pub fn bind_for(
 #[must_use]
 pub fn is_without_family(address: SocketAddr) -> bool {
     address.is_ipv6() && std::net::UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0)).is_err()
-}
-
-/// Opens one listening socket, or one for each worker when there are several (the kernel
-/// spreads connections over them).
-///
-/// # Errors
-/// When the address cannot be bound; the text names it.
-pub fn bind(address: SocketAddr, workers: usize) -> Result<Vec<std::net::TcpListener>, String> {
-    bind_for(address, Arrival::Direct, workers)
 }
 
 fn one(address: SocketAddr, arrival: Arrival, shared: bool) -> io::Result<std::net::TcpListener> {
@@ -117,7 +108,14 @@ fn explain(address: SocketAddr, error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::bind;
+    use std::net::{SocketAddr, TcpListener};
+
+    use super::bind_for;
+    use crate::config::Arrival;
+
+    fn bind(address: SocketAddr, workers: usize) -> Result<Vec<TcpListener>, String> {
+        bind_for(address, Arrival::Direct, workers)
+    }
 
     #[test]
     fn a_port_in_use_is_named() {

@@ -98,8 +98,16 @@ pub struct Metrics {
     dns_queries: Family<IntCounter>,
     dns_forwards: Family<Histogram>,
     dns_failures: Family<IntCounter>,
+    state_writes: Family<IntCounter>,
+    handovers: Family<IntCounter>,
     /// Unix time at which the workload certificate expires; 0 before the first.
     pub identity_expiration: Gauge,
+    /// 1 while the certificate cannot be got or renewed.
+    pub identity_renewal_failing: IntGauge,
+    /// 1 while the configuration in force is the one from disk.
+    pub config_from_disk: IntGauge,
+    /// How many processes have served this workload without a gap, this one included.
+    pub generation: IntGauge,
     /// 1 while the stream to the control plane is open.
     pub control_connected: IntGauge,
     /// 0 while a resource is rejected or a listener cannot be opened.
@@ -271,6 +279,28 @@ impl Metrics {
                  and queries that were not sent: no_resolver, overload.",
                 &["reason"],
             ),
+            state_writes: counter(
+                "weft_state_writes_total",
+                "Files of the state directory that were written; the result is ok or failed.",
+                &["file", "result"],
+            ),
+            handovers: counter(
+                "weft_handovers_total",
+                "Upgrades without restart that a new process asked for; the result is ok or failed.",
+                &["result"],
+            ),
+            identity_renewal_failing: plain(
+                "weft_identity_renewal_failing",
+                "1 while the certificate cannot be got or renewed.",
+            ),
+            config_from_disk: plain(
+                "weft_config_from_disk",
+                "1 while the configuration in force is the one from the state directory.",
+            ),
+            generation: plain(
+                "weft_generation",
+                "How many processes have served this workload without a gap, this one included.",
+            ),
             identity_expiration: time(
                 "weft_identity_expiration_timestamp_seconds",
                 "When the workload certificate expires.",
@@ -354,6 +384,8 @@ impl Metrics {
                 &self.config_updates,
                 &self.dns_queries,
                 &self.dns_failures,
+                &self.state_writes,
+                &self.handovers,
             ],
             &mut all,
         );
@@ -380,7 +412,14 @@ impl Metrics {
         );
         add(
             "gauge",
-            &[&self.control_connected, &self.config_in_sync, &self.series],
+            &[
+                &self.control_connected,
+                &self.config_in_sync,
+                &self.config_from_disk,
+                &self.identity_renewal_failing,
+                &self.generation,
+                &self.series,
+            ],
             &mut all,
         );
         add(
@@ -538,6 +577,19 @@ impl Metrics {
     /// Counts a signing request.
     pub fn identity_renewal(&self, ok: bool) {
         self.identity_renewals
+            .child(&[if ok { "ok" } else { "failed" }])
+            .inc();
+    }
+
+    /// Counts a file of the state directory.
+    pub fn state_write(&self, file: &str, ok: bool) {
+        let result = if ok { "ok" } else { "failed" };
+        self.state_writes.child(&[file, result]).inc();
+    }
+
+    /// Counts an attempt to take over from this process.
+    pub fn handover(&self, ok: bool) {
+        self.handovers
             .child(&[if ok { "ok" } else { "failed" }])
             .inc();
     }

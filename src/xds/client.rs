@@ -34,7 +34,7 @@ use weft_api::{
     },
 };
 
-use super::state::{Event, State};
+use super::state::{Event, Farewell, State};
 
 /// What the sidecar wants of the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,11 @@ pub enum Command {
     Unsubscribe(Kind, Arc<str>),
     /// The sidecar is shutting down: end the stream so that the control plane knows.
     Leave,
+    /// It does not shut down after all: connect again.
+    Return,
+    /// Another process speaks for the workload from now on: break the stream off, which says
+    /// nothing to the control plane.
+    Break,
 }
 
 /// The xDS client of one sidecar.
@@ -55,8 +60,13 @@ pub struct Client {
     backoff: Backoff,
 }
 
-/// Why nothing more is to be done: [`Command::Leave`], or all senders of commands are gone.
-struct Left;
+/// Why a stream is not to go on.
+enum Stop {
+    /// [`Command::Leave`].
+    Leave,
+    /// [`Command::Break`], or all senders of commands are gone.
+    Break,
+}
 
 impl Client {
     /// A client that is not connected. `node` goes with the first request of every stream;
@@ -70,8 +80,18 @@ impl Client {
         }
     }
 
-    /// Talks to the control plane until [`Command::Leave`], or until all senders of commands
-    /// are gone. `connect` gives a new connection; `sink` gets every event in order and must
+    /// Resources that are held from the start, as from a file: kind, name, version.
+    #[must_use]
+    pub fn holding(mut self, held: impl IntoIterator<Item = (Kind, Arc<str>, String)>) -> Self {
+        for (kind, name, version) in held {
+            self.state.hold(kind, name, version);
+        }
+        self
+    }
+
+    /// Talks to the control plane until [`Command::Break`], or until all senders of commands
+    /// are gone; between [`Command::Leave`] and [`Command::Return`] it only notes what is
+    /// wanted. `connect` gives a new connection; `sink` gets every event in order and must
     /// not block.
     ///
     /// Cancel safe: dropping the future breaks the stream, which the control plane does not
@@ -81,36 +101,104 @@ impl Client {
         mut connect: impl AsyncFnMut() -> Result<Channel, E>,
         mut sink: impl FnMut(Event),
     ) {
+        while let Some(farewell) = self.stay(&mut connect, &mut sink).await {
+            sink(Event::Left(farewell));
+            if self.away().await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Keeps a stream open until the sidecar leaves; `None` if it is to be broken off.
+    async fn stay<E: std::fmt::Display>(
+        &mut self,
+        connect: &mut impl AsyncFnMut() -> Result<Channel, E>,
+        sink: &mut impl FnMut(Event),
+    ) -> Option<Farewell> {
+        let not_connected = |stop| match stop {
+            Stop::Leave => Some(Farewell::NotConnected),
+            Stop::Break => None,
+        };
         loop {
             let opening = async { open(connect().await.map_err(|e| e.to_string())?).await };
             let opening = timeout(OPEN_TIMEOUT, opening);
             let opened = match self.unless_left(opening).await {
                 Ok(Ok(opened)) => opened,
                 Ok(Err(_)) => Err("the control plane does not answer".to_owned()),
-                Err(Left) => return,
+                Err(stop) => return not_connected(stop),
             };
             let reason = match opened {
-                Ok(stream) => {
+                Ok(mut stream) => {
                     sink(Event::Connected);
-                    let ended = self.talk(stream, &mut sink).await;
+                    let ended = self.talk(&mut stream, sink).await;
+                    let left = match ended {
+                        Ok(reason) => Ok(reason),
+                        Err(Stop::Break) => Err(None),
+                        Err(Stop::Leave) => Err(Some(self.leave(stream, sink).await)),
+                    };
                     self.state.closed();
-                    match ended {
+                    match left {
                         Ok(reason) => reason,
-                        Err(Left) => return,
+                        Err(farewell) => return farewell,
                     }
                 }
                 Err(reason) => reason,
             };
             sink(Event::Disconnected(reason));
             let pause = self.backoff.next();
-            if self.unless_left(sleep(pause)).await.is_err() {
-                return;
+            if let Err(stop) = self.unless_left(sleep(pause)).await {
+                return not_connected(stop);
             }
         }
     }
 
+    /// Waits for [`Command::Return`]; `None` if it will not come.
+    async fn away(&mut self) -> Option<()> {
+        let mut commands = Vec::new();
+        loop {
+            self.commands.recv_many(&mut commands, BATCH).await;
+            let returns = commands.contains(&Command::Return);
+            match note(&mut self.state, &mut commands) {
+                Ok(()) | Err(Stop::Leave) if returns => return Some(()),
+                Ok(()) | Err(Stop::Leave) => {}
+                Err(Stop::Break) => return None,
+            }
+        }
+    }
+
+    /// Ends the stream cleanly, and waits until the control plane has ended it too: nobody
+    /// calls any more then. What still comes applies.
+    async fn leave(&mut self, stream: Stream, sink: &mut impl FnMut(Event)) -> Farewell {
+        let Stream {
+            requests,
+            leaving,
+            mut responses,
+        } = stream;
+        leaving.store(true, Ordering::Relaxed);
+        drop(requests);
+        let rest = async {
+            loop {
+                match responses.message().await {
+                    Ok(Some(response)) => {
+                        let (events, _) = self.state.on_response(response);
+                        events.into_iter().for_each(&mut *sink);
+                    }
+                    Ok(None) => return Farewell::Acknowledged,
+                    Err(status) => {
+                        tracing::info!(status = describe(&status), "leaving was not acknowledged");
+                        return Farewell::Unanswered;
+                    }
+                }
+            }
+        };
+        // Whoever does not end the stream in time has at least been told.
+        timeout(LEAVE_TIMEOUT, rest)
+            .await
+            .unwrap_or(Farewell::Unanswered)
+    }
+
     /// Waits for something while subscriptions are noted.
-    async fn unless_left<F: Future>(&mut self, wait: F) -> Result<F::Output, Left> {
+    async fn unless_left<F: Future>(&mut self, wait: F) -> Result<F::Output, Stop> {
         let mut wait = pin!(wait);
         let mut commands = Vec::new();
         loop {
@@ -124,58 +212,58 @@ impl Client {
     }
 
     /// Talks until the stream ends, for the reason that is returned.
-    async fn talk(&mut self, stream: Stream, sink: &mut impl FnMut(Event)) -> Result<String, Left> {
-        let Stream {
-            requests,
-            leaving,
-            mut responses,
-        } = stream;
+    async fn talk(
+        &mut self,
+        stream: &mut Stream,
+        sink: &mut impl FnMut(Event),
+    ) -> Result<String, Stop> {
         self.state.opened();
         let mut commands = Vec::new();
         loop {
             // A stream that does not take requests any more ends, and says why, as responses.
             for request in self.state.requests() {
-                let _ended = requests.send(request);
+                let _ended = stream.requests.send(request);
             }
             tokio::select! {
-                response = responses.message() => match response {
+                response = stream.responses.message() => match response {
                     Ok(Some(response)) => {
                         self.backoff.reset();
                         let (events, answer) = self.state.on_response(response);
-                        let _ended = requests.send(answer);
+                        let _ended = stream.requests.send(answer);
                         events.into_iter().for_each(&mut *sink);
                     }
                     Ok(None) => return Ok("the control plane has ended the stream".to_owned()),
                     Err(status) => return Ok(describe(&status)),
                 },
                 _ = self.commands.recv_many(&mut commands, BATCH) => {
-                    if note(&mut self.state, &mut commands).is_err() {
-                        leaving.store(true, Ordering::Relaxed);
-                        drop(requests);
-                        let rest = drain(&mut responses);
-                        // Whoever does not end the stream in time has at least been told.
-                        let _in_time = timeout(LEAVE_TIMEOUT, rest).await;
-                        return Err(Left);
-                    }
+                    note(&mut self.state, &mut commands)?;
                 }
             }
         }
     }
 }
 
-/// Applies commands to the state. No command at all means that all senders are gone.
-fn note(state: &mut State, commands: &mut Vec<Command>) -> Result<(), Left> {
-    if commands.is_empty() {
-        return Err(Left);
-    }
+/// Applies commands to the state, all of them. No command at all means that all senders are
+/// gone.
+fn note(state: &mut State, commands: &mut Vec<Command>) -> Result<(), Stop> {
+    let mut result = if commands.is_empty() {
+        Err(Stop::Break)
+    } else {
+        Ok(())
+    };
     for command in commands.drain(..) {
         match command {
             Command::Subscribe(kind, name) => state.subscribe(kind, name),
             Command::Unsubscribe(kind, name) => state.unsubscribe(kind, &name),
-            Command::Leave => return Err(Left),
+            Command::Break => result = Err(Stop::Break),
+            Command::Leave if result.is_ok() => result = Err(Stop::Leave),
+            Command::Leave => {}
+            // What was taken back before it was done.
+            Command::Return if matches!(result, Err(Stop::Leave)) => result = Ok(()),
+            Command::Return => {}
         }
     }
-    Ok(())
+    result
 }
 
 /// Both directions of a stream.
@@ -237,11 +325,6 @@ impl http_body::Body for EndsOnlyToLeave {
     }
 }
 
-/// Reads what still comes, until the other side has ended the stream too.
-async fn drain(responses: &mut Streaming<DeltaDiscoveryResponse>) {
-    while let Ok(Some(_)) = responses.message().await {}
-}
-
 fn describe(status: &Status) -> String {
     format!("{}: {}", status.code(), status.message())
 }
@@ -291,8 +374,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// Connection, handshake and the head of the response.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long leaving may take.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the control plane may take to tell everybody that this sidecar leaves.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Commands that go into one request at most.
 const BATCH: usize = 1024;
 /// The largest message, in bytes. A control plane sends everything it has in one response.
@@ -492,7 +575,7 @@ mod tests {
         let first = stream.request().await;
         assert_eq!(first.node.expect("node").id, "blog/post");
         stream.respond("1", vec![endpoints("a", "v1")], &[]).await;
-        let Event::Updated(name, value) = pair.event().await else {
+        let Event::Updated(name, value, _) = pair.event().await else {
             panic!("no update");
         };
         assert_eq!((&*name, value.kind()), ("a", Kind::Endpoint));
@@ -543,7 +626,7 @@ mod tests {
         );
         assert_eq!(pair.event().await, Event::Connected);
         assert!(matches!(pair.event().await, Event::Rejected(r) if &*r.name == "a"));
-        assert!(matches!(pair.event().await, Event::Updated(name, _) if &*name == "b"));
+        assert!(matches!(pair.event().await, Event::Updated(name, ..) if &*name == "b"));
     }
 
     #[tokio::test]
@@ -592,25 +675,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn leaving_ends_the_request_stream_cleanly() {
+    async fn leaving_is_acknowledged_by_the_end_of_the_stream() {
         let mut pair = Pair::start(0).await;
+        pair.subscribe("a");
         let mut stream = pair.stream().await;
-        stream.request().await;
+        assert_eq!(pair.event().await, Event::Connected);
+        stream.request_for(Kind::Endpoint).await;
         pair.command(Command::Leave);
-        let end = soon(stream.requests.message()).await;
-        assert!(matches!(end, Ok(None)), "an end, not a reset: {end:?}");
+        // Until everybody knows, what changes is heard of.
+        loop {
+            match soon(stream.requests.message()).await {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(error) => panic!("an end, not a reset: {error}"),
+            }
+        }
+        stream.respond("2", Vec::new(), &["a"]).await;
+        let absent = Event::Absent(Kind::Endpoint, "a".into());
+        assert_eq!(pair.event().await, absent);
         drop(stream);
-        soon(pair.client).await.expect("client");
+        assert_eq!(pair.event().await, Event::Left(Farewell::Acknowledged));
         assert_eq!(pair.dialed.load(Ordering::Relaxed), 1);
+
+        // It comes back, with what is wanted by then.
+        pair.subscribe("b");
+        pair.command(Command::Return);
+        let mut stream = pair.stream().await;
+        let request = stream.request_for(Kind::Endpoint).await;
+        assert_eq!(request.resource_names_subscribe, ["a", "b"]);
+        assert_eq!(pair.event().await, Event::Connected);
     }
 
     #[tokio::test]
-    async fn leaving_does_not_wait_for_ever() {
+    async fn leaving_that_is_refused_or_cut_is_not_acknowledged() {
         let mut pair = Pair::start(0).await;
         let stream = pair.stream().await;
+        assert_eq!(pair.event().await, Event::Connected);
         pair.command(Command::Leave);
-        soon(pair.client).await.expect("client");
-        drop(stream);
+        let cut = Err(Status::unavailable("going down"));
+        stream.responses.send(cut).await.expect("client");
+        assert_eq!(pair.event().await, Event::Left(Farewell::Unanswered));
     }
 
     #[tokio::test]
@@ -618,6 +722,22 @@ mod tests {
         let mut pair = Pair::start(u32::MAX).await;
         assert!(matches!(pair.event().await, Event::Disconnected(_)));
         pair.command(Command::Leave);
+        loop {
+            match pair.event().await {
+                Event::Disconnected(_) => {}
+                event => break assert_eq!(event, Event::Left(Farewell::NotConnected)),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_replaced_breaks_the_stream() {
+        let mut pair = Pair::start(0).await;
+        let mut stream = pair.stream().await;
+        stream.request().await;
+        pair.command(Command::Break);
+        let end = soon(stream.requests.message()).await;
+        assert!(end.is_err(), "a reset, not an end: {end:?}");
         soon(pair.client).await.expect("client");
     }
 
@@ -660,7 +780,7 @@ mod tests {
             ..Default::default()
         };
         stream.responses.send(Ok(response)).await.expect("client");
-        assert!(matches!(pair.event().await, Event::Updated(name, _) if &*name == "r"));
+        assert!(matches!(pair.event().await, Event::Updated(name, ..) if &*name == "r"));
     }
 
     #[test]

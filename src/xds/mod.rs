@@ -7,4 +7,4 @@ mod client;
 mod state;
 
 pub use client::{Client, Command};
-pub use state::Event;
+pub use state::{Event, Farewell, Raw};

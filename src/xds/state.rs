@@ -12,6 +12,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use weft_api::{
     Kind,
     envoy::{
@@ -31,13 +32,35 @@ pub enum Event {
     /// The stream has ended, or could not be opened, for this reason. What was sent stays.
     Disconnected(String),
     /// A resource is new or was sent again.
-    Updated(Arc<str>, Value),
+    Updated(Arc<str>, Value, Raw),
     /// A resource that was there is gone.
     Removed(Kind, Arc<str>),
     /// A resource that was subscribed to does not exist (yet).
     Absent(Kind, Arc<str>),
     /// A resource cannot be used; the last good value, if any, stays in force.
     Rejected(Rejected),
+    /// The sidecar has left. Nothing is told any more until it returns.
+    Left(Farewell),
+}
+
+/// A resource as it was sent, to be kept for the next start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Raw {
+    /// The control plane's version.
+    pub version: String,
+    /// The encoded message.
+    pub bytes: Bytes,
+}
+
+/// How a sidecar that leaves has parted from the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// Nobody will call any more: everybody knows.
+    Acknowledged,
+    /// The control plane was told and has not answered in time.
+    Unanswered,
+    /// There was no control plane to tell.
+    NotConnected,
 }
 
 /// The client's half of delta ADS.
@@ -80,6 +103,12 @@ impl State {
             stream: Stream::Closed,
             kinds,
         }
+    }
+
+    /// Holds a resource from an earlier stream, maybe of another process.
+    pub(super) fn hold(&mut self, kind: Kind, name: Arc<str>, version: String) {
+        let kind = &mut self.kinds[index(kind)];
+        kind.resources.insert(name, Some(version));
     }
 
     /// Subscribes to a name; nothing happens if it is. Listeners come unasked.
@@ -174,7 +203,7 @@ impl State {
             let name: Arc<str> = resource.name.as_str().into();
             let twice = !seen.insert(name.clone());
             match held.accept(kind, &name, resource, twice) {
-                Ok(Some(value)) => events.push(Event::Updated(name, value)),
+                Ok(Some((value, raw))) => events.push(Event::Updated(name, value, raw)),
                 Ok(None) => {}
                 Err(rejected) => {
                     problems.push(rejected.to_string());
@@ -226,7 +255,7 @@ impl Subscriptions {
         name: &Arc<str>,
         resource: Resource,
         twice: bool,
-    ) -> Result<Option<Value>, Rejected> {
+    ) -> Result<Option<(Value, Raw)>, Rejected> {
         let held = self.resources.get(name);
         if held.is_none() && !self.wildcard {
             return Ok(None);
@@ -255,8 +284,13 @@ impl Subscriptions {
             ));
         }
         let value = config::parse(kind, name, &body.value)?;
-        self.resources.insert(name.clone(), Some(resource.version));
-        Ok(Some(value))
+        let raw = Raw {
+            version: resource.version,
+            bytes: body.value.into(),
+        };
+        self.resources
+            .insert(name.clone(), Some(raw.version.clone()));
+        Ok(Some((value, raw)))
     }
 
     fn remove(&mut self, kind: Kind, name: &str) -> Option<Event> {
@@ -396,11 +430,11 @@ mod tests {
     /// Events in one line each.
     fn told(events: &[Event]) -> Vec<String> {
         let tell = |event: &Event| match event {
-            Event::Updated(name, value) => format!("updated {} {name}", value.kind()),
+            Event::Updated(name, value, _) => format!("updated {} {name}", value.kind()),
             Event::Removed(kind, name) => format!("removed {kind} {name}"),
             Event::Absent(kind, name) => format!("absent {kind} {name}"),
             Event::Rejected(rejected) => format!("rejected {} {rejected}", rejected.kind),
-            Event::Connected | Event::Disconnected(_) => "connection".into(),
+            Event::Connected | Event::Disconnected(_) | Event::Left(_) => "connection".into(),
         };
         events.iter().map(tell).collect()
     }
@@ -490,6 +524,51 @@ mod tests {
         );
         state.subscribe(E, "e".into());
         assert_eq!(lines(&mut state), ["endpoint +e"]);
+    }
+
+    #[test]
+    fn what_was_kept_on_disk_is_claimed_and_can_be_removed() {
+        let mut state = state();
+        for (kind, name) in [
+            (Kind::Listener, "outbound"),
+            (Kind::Listener, "inbound|80"),
+            (E, "a"),
+            (E, "gone"),
+        ] {
+            state.hold(kind, name.into(), "7".into());
+        }
+        state.subscribe(E, "a".into());
+        state.subscribe(E, "new".into());
+        state.unsubscribe(E, "gone");
+        state.opened();
+        assert_eq!(
+            lines(&mut state),
+            [
+                "endpoint +a +new a=7 @blog/post",
+                "listener +* inbound|80=7 outbound=7"
+            ]
+        );
+        // A listener that is gone while nobody looked.
+        let answer = response(Kind::Listener, Vec::new(), &["inbound|80"]);
+        assert_eq!(
+            told(&state.on_response(answer).0),
+            ["removed listener inbound|80"]
+        );
+        let (events, _) = state.on_response(response(E, Vec::new(), &["a"]));
+        assert_eq!(told(&events), ["removed endpoint a"]);
+    }
+
+    #[test]
+    fn resources_come_with_their_bytes() {
+        let mut state = opened();
+        state.subscribe(E, "a".into());
+        let sent = endpoints("a", "3");
+        let bytes = sent.resource.clone().expect("body").value;
+        let (events, _) = state.on_response(response(E, vec![sent], &[]));
+        let [Event::Updated(_, _, raw)] = events.as_slice() else {
+            panic!("{events:?}");
+        };
+        assert_eq!((raw.version.as_str(), &*raw.bytes), ("3", &*bytes));
     }
 
     #[test]

@@ -130,7 +130,7 @@ async fn no_request_fails(protocol: &str, workers: usize) {
     let so_far = staying.metrics().await.sum(served);
     staying.until_metric(served, |n| n >= so_far + 50.0).await;
     let (requests, failures) = load.finish().await;
-    assert!(requests > 200, "{requests}");
+    assert!(requests > 140, "{requests}");
     assert_eq!(failures, [""; 0], "of {requests}");
     let failed = "weft_client_requests_total{outcome=\"failure\"}";
     assert_eq!(sidecar.metrics().await.sum(failed), 0.0);

@@ -10,6 +10,7 @@ mod drain;
 mod grpc;
 mod hostile;
 mod http;
+mod lifecycle;
 mod mtls;
 mod routing;
 mod support;

@@ -184,6 +184,10 @@ async fn connect_goes_to_services_only() {
 async fn a_draining_sidecar_still_switches() {
     let app = websocket().await;
     let pair = pair(Some("http"), &app).await;
+    // A sidecar that has left the control plane looks nothing up any more.
+    let mut before = Http1::connect(pair.outbound).await.unwrap();
+    before.write(handshake("/chat")).await.unwrap();
+    assert_eq!(before.head().await.unwrap().status, 101);
     for sidecar in [&pair.client, &pair.server] {
         let mut admin = Http1::connect(sidecar.admin).await.unwrap();
         let request = "POST /drain HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\n\r\n";

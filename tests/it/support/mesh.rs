@@ -304,26 +304,39 @@ pub(crate) struct Sidecar {
     crash: Option<oneshot::Sender<()>>,
 }
 
+/// How a sidecar of a test is set up, by setting.
+pub(crate) type Settings = BTreeMap<String, String>;
+
+/// The settings that a sidecar of a test has, unless it says otherwise.
+pub(crate) fn settings(workload: &Workload, token: &str, control: SocketAddr) -> Settings {
+    let settings = [
+        (
+            "WORKLOAD",
+            format!("{}/{}", workload.namespace, workload.name),
+        ),
+        ("TOKEN", token.to_owned()),
+        ("CONTROL", control.to_string()),
+        ("ADMIN", "127.0.0.1:0".to_owned()),
+        ("PUBLIC_ADMIN", "127.0.0.1:0".to_owned()),
+        ("ACCESS_LOG", "off".to_owned()),
+        ("WORKERS", workload.workers.to_string()),
+        ("GRACE", "20".to_owned()),
+    ];
+    settings
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+}
+
 impl Sidecar {
     /// Starts it with a token at a control plane.
     pub(crate) async fn launch(workload: &Workload, token: &str, control: SocketAddr) -> Self {
-        let mut settings = BTreeMap::new();
-        for (name, value) in [
-            (
-                "WORKLOAD",
-                format!("{}/{}", workload.namespace, workload.name),
-            ),
-            ("TOKEN", token.to_owned()),
-            ("CONTROL", control.to_string()),
-            ("ADMIN", "127.0.0.1:0".to_owned()),
-            ("PUBLIC_ADMIN", "127.0.0.1:0".to_owned()),
-            ("ACCESS_LOG", "off".to_owned()),
-            ("WORKERS", workload.workers.to_string()),
-            ("GRACE", "20".to_owned()),
-        ] {
-            settings.insert(name.to_owned(), value);
-        }
-        let bootstrap = Bootstrap::parse(&settings, None).unwrap();
+        let settings = settings(workload, token, control);
+        Self::start(&settings).await.unwrap()
+    }
+
+    /// Starts it; an error if it does not come to serving.
+    pub(crate) async fn start(settings: &Settings) -> Result<Self, String> {
+        let bootstrap = Bootstrap::parse(settings, None).map_err(|error| error.to_string())?;
         let (started, starting) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         let (crash, crashed) = oneshot::channel::<()>();
@@ -334,9 +347,12 @@ impl Sidecar {
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                let proxy = Proxy::bind(bootstrap).await.unwrap();
+                let proxy = match Proxy::bind(bootstrap).await {
+                    Ok(proxy) => proxy,
+                    Err(error) => return started.send(Err(error)).unwrap(),
+                };
                 let addresses = (proxy.public_admin_address(), proxy.admin_address());
-                started.send(addresses).unwrap();
+                started.send(Ok(addresses)).unwrap();
                 let stopping = async {
                     if stopped.await.is_err() {
                         std::future::pending::<()>().await;
@@ -351,14 +367,15 @@ impl Sidecar {
             // Nobody waits for the end of most sidecars.
             let _ = ending.send(());
         });
-        let (public, admin) = soon("the start of a sidecar", starting).await.unwrap();
-        Self {
+        let starting = soon("the start of a sidecar", starting).await;
+        let (public, admin) = starting.unwrap()?;
+        Ok(Self {
             public,
             admin,
             stop: Some(stop),
             ended,
             crash: Some(crash),
-        }
+        })
     }
 
     /// Asks it to drain and exit.

@@ -363,6 +363,18 @@ fn captured_workloads() {
                 "spec.capture.excludeInboundPorts[1]: port 80 is also in `ports` | a port passes the sidecar or it does not",
             ),
             (
+                "address: 10.0.0.1, capture: {inboundPorts: declared}, ports: [{port: 80}]",
+                "",
+            ),
+            (
+                "address: 10.0.0.1, capture: {inboundPorts: some}",
+                "spec.capture.inboundPorts: `some` is not a known value | one of: all, declared",
+            ),
+            (
+                "address: 10.0.0.1, capture: {inboundPorts: declared, excludeInboundPorts: [1]}",
+                "spec.capture.excludeInboundPorts: no port passes the sidecar but those in `ports` | remove it, or `inboundPorts: declared`",
+            ),
+            (
                 "address: 10.0.0.1, capture: {excludeInboundPorts: [1, 1]}",
                 "spec.capture.excludeInboundPorts[1]: port 1 is given twice",
             ),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use super::field::{Field, Object};
 use super::{Content, Meta, Reference, Role, check, label};
 use crate::model::{
-    Capture, CaptureMode, Protocol, SIDECAR_PORTS, Upstream, Workload, WorkloadPort,
+    Capture, CaptureMode, InboundPorts, Protocol, SIDECAR_PORTS, Upstream, Workload, WorkloadPort,
 };
 
 const DEFAULT_OUTBOUND_PORT: u16 = 14001;
@@ -102,10 +102,23 @@ fn decode_capture<'a>(field: &Field<'a>) -> Option<(Capture, Vec<(u16, Field<'a>
         ("tproxy", CaptureMode::Tproxy),
     ];
     let mode = object.optional("mode").and_then(|f| f.choice(&modes));
+    let inbound = object.optional("inboundPorts").and_then(|f| {
+        f.choice(&[
+            ("all", InboundPorts::All),
+            ("declared", InboundPorts::Declared),
+        ])
+    });
+    let inbound_ports = inbound.unwrap_or(InboundPorts::All);
     let mut excluded: Vec<(u16, Field<'a>)> = Vec::new();
-    let items = object
-        .optional("excludeInboundPorts")
-        .map(|f| f.items(MAX_EXCLUDED_PORTS));
+    let items = object.optional("excludeInboundPorts").map(|f| {
+        if inbound_ports == InboundPorts::Declared {
+            f.error(
+                "no port passes the sidecar but those in `ports`",
+                "remove it, or `inboundPorts: declared`",
+            );
+        }
+        f.items(MAX_EXCLUDED_PORTS)
+    });
     for item in items.unwrap_or_default() {
         let Some(port) = item.port() else { continue };
         if excluded.iter().any(|(other, _)| *other == port) {
@@ -124,6 +137,7 @@ fn decode_capture<'a>(field: &Field<'a>) -> Option<(Capture, Vec<(u16, Field<'a>
     exclude_inbound_ports.sort_unstable();
     let capture = Capture {
         mode: mode.unwrap_or(CaptureMode::Redirect),
+        inbound_ports,
         exclude_inbound_ports,
     };
     Some((capture, excluded))

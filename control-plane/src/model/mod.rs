@@ -304,12 +304,29 @@ impl Workload {
             transport: Transport::Mtls,
         });
         declared.or_else(|| match (&self.capture, target) {
-            (Some(capture), Target::Number(port)) => Some(Reach {
+            (Some(_), Target::Number(port)) => Some(Reach {
                 port: *port,
-                transport: capture.transport(*port),
+                transport: self.transport(*port),
             }),
             _ => None,
         })
+    }
+
+    /// How callers have to connect to a port on its addresses.
+    #[must_use]
+    pub(crate) fn transport(&self, port: u16) -> Transport {
+        let Some(capture) = &self.capture else {
+            return Transport::Mtls;
+        };
+        let passes = match capture.inbound_ports {
+            InboundPorts::All => capture.exclude_inbound_ports.binary_search(&port).is_err(),
+            InboundPorts::Declared => self.port(port).is_some(),
+        };
+        if passes && !SIDECAR_PORTS.contains(&port) {
+            Transport::Mtls
+        } else {
+            Transport::Plaintext
+        }
     }
 }
 
@@ -318,21 +335,20 @@ impl Workload {
 pub struct Capture {
     /// `mode`, default redirect.
     pub mode: CaptureMode,
-    /// `excludeInboundPorts`, sorted: connections to them do not pass the sidecar.
+    /// `inboundPorts`, default all.
+    pub inbound_ports: InboundPorts,
+    /// `excludeInboundPorts`, sorted: connections to them do not pass the sidecar. Empty unless
+    /// all others do.
     pub exclude_inbound_ports: Vec<u16>,
 }
 
-impl Capture {
-    /// How callers have to connect to a port of the workload.
-    #[must_use]
-    pub(crate) fn transport(&self, port: u16) -> Transport {
-        let excluded = self.exclude_inbound_ports.binary_search(&port).is_ok();
-        if excluded || SIDECAR_PORTS.contains(&port) {
-            Transport::Plaintext
-        } else {
-            Transport::Mtls
-        }
-    }
+/// Which connections that arrive at the workload's addresses pass the sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InboundPorts {
+    /// Those to all ports.
+    All,
+    /// Those to the ports that the workload declares: it shares its addresses with others.
+    Declared,
 }
 
 /// By what the kernel captures.

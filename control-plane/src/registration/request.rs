@@ -194,6 +194,7 @@ fn document(
             // `off` is how the sidecar's setting says it.
             "capture" if [json!(""), json!("off"), Value::Null].contains(value) => {}
             "capture" => spec["capture"]["mode"] = value.clone(),
+            "inboundPorts" => spec["capture"]["inboundPorts"] = value.clone(),
             "excludeInboundPorts" if value.as_array().is_some_and(Vec::is_empty) => {}
             "excludeInboundPorts" => spec["capture"]["excludeInboundPorts"] = value.clone(),
             _ => errors.push(error(
@@ -205,11 +206,14 @@ fn document(
     if values.get("addresses").is_none() {
         errors.push(error("addresses", "is missing"));
     }
-    if spec.get("capture").is_some_and(|c| c.get("mode").is_none()) {
-        errors.push(error(
-            "excludeInboundPorts",
-            "needs `capture`: without it no port passes the sidecar by itself",
-        ));
+    let capture = spec.get("capture").filter(|c| c.get("mode").is_none());
+    for field in ["inboundPorts", "excludeInboundPorts"] {
+        if capture.is_some_and(|c| c.get(field).is_some()) {
+            errors.push(error(
+                field,
+                "needs `capture`: without it no port passes the sidecar by itself",
+            ));
+        }
     }
     if !errors.is_empty() {
         return Err(Invalid(errors));
@@ -270,6 +274,7 @@ fn field(document: &str) -> String {
         ("metadata.labels", "labels"),
         ("metadata.name", "node.id"),
         ("capture.excludeInboundPorts", "excludeInboundPorts"),
+        ("capture.inboundPorts", "inboundPorts"),
         ("capture.mode", "capture"),
         ("address", "addresses[0]"),
     ] {

@@ -136,6 +136,16 @@ fn what_is_wrong_is_said_of_the_field_that_the_sidecar_wrote() {
             "excludeInboundPorts",
             "needs `capture`",
         ),
+        (
+            json!({ "capture": "", "inboundPorts": "declared", "excludeInboundPorts": [] }),
+            "inboundPorts",
+            "needs `capture`",
+        ),
+        (
+            json!({ "inboundPorts": "some" }),
+            "inboundPorts",
+            "all, declared",
+        ),
         (json!({ "weight": 7 }), "weight", "no such field"),
     ] {
         let mut values =

@@ -90,8 +90,7 @@ impl<'a> Pod<'a> {
     }
 
     pub(super) fn transport(&self) -> Transport {
-        let capture = self.workload.capture.as_ref();
-        capture.map_or(Transport::Mtls, |c| c.transport(self.address.port()))
+        self.workload.transport(self.address.port())
     }
 }
 

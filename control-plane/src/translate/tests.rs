@@ -571,6 +571,8 @@ spec: {selector: {app: m}, ports: [{port: 80, targetPort: 9999}]}
         )
     };
     let excluded = "capture: {excludeInboundPorts: [9999]}";
+    let declared = "capture: {inboundPorts: declared}, ports: [{port: 80}]";
+    let served = "capture: {inboundPorts: declared}, ports: [{port: 9999}]";
     for (specs, expect, mtls) in [
         (
             [excluded, excluded],
@@ -585,6 +587,9 @@ spec: {selector: {app: m}, ports: [{port: 80, targetPort: 9999}]}
             true,
         ),
         (["weight: 1", "weight: 2"], &[], true),
+        // It may be told to take those only that are.
+        ([declared; 2], &["10.0.1.0:9999", "10.0.1.1:9999"], false),
+        ([declared, served], &["10.0.1.1:9999"], true),
     ] {
         let [a, b] = specs;
         let text = [service, &workload("a", 0, a), &workload("b", 1, b)].concat();

@@ -102,6 +102,7 @@ impl Admin {
             "/version" => page(&json!({
                 "name": env!("CARGO_PKG_NAME"),
                 "version": env!("CARGO_PKG_VERSION"),
+                "pid": std::process::id(),
             })),
             "/debug/config" => page(&self.config()),
             "/debug/clients" => page(&self.clients.to_json()),

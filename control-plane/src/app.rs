@@ -11,12 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
-use parking_lot::{Mutex, RwLock};
-use rand::TryRngCore as _;
-use rand::rngs::OsRng;
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use parking_lot::RwLock;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
@@ -26,23 +21,25 @@ use tonic::transport::Server;
 use tower::util::MapRequestLayer;
 use weft_api::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use weft_api::identity::istio_certificate_service_server::IstioCertificateServiceServer;
-use weft_certs::ca::DEFAULT_LEAF_TTL;
 use weft_certs::{
-    Ca, CaError, CertError, SpiffeError, SpiffeId, SvidVerifier, SystemClock, TrustDomain,
-    WorkloadCert, tls,
+    Ca, CaError, CertError, SpiffeError, SpiffeId, SvidVerifier, SystemClock, TrustDomain, tls,
 };
 
 use crate::admin::Admin;
 use crate::ads::server::{Ads, MAX_REQUEST_BYTES, STALL_DEADLINE, watch_ending};
-use crate::cache::{Snapshots, Workload, load_draining, store_draining};
+use crate::cache::{Snapshots, load_draining};
+use crate::certificate::{OwnCertificate, maintain};
 use crate::clients::Clients;
 use crate::config::{Diagnostic, Level};
 use crate::connection::{self, Connection, Connections};
 use crate::drain::DRAIN_DEADLINE;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
+use crate::presence::{self, Presence};
 use crate::registration::Registrations;
+use crate::sockets::{ADMIN, GRPC, Sockets};
 use crate::source::{FileSource, Load};
+use crate::storage::DataLock;
 use crate::token::{TokenError, Tokens};
 use crate::{CONTROL_NAMESPACE, CONTROL_SERVICE_ACCOUNT};
 
@@ -52,14 +49,6 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:14012";
 pub const DEFAULT_ADMIN: &str = "127.0.0.1:14014";
 /// How long streams may take to end after the shutdown has begun.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often is looked at what is due by the wall clock.
-const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
-/// How often expired tokens are deleted and the intermediate is looked at, in intervals.
-const SWEEP_EVERY: u32 = 60;
-/// How often is looked for registrations whose sidecars are gone.
-const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
-/// The least time between two writes of who drains and who has registered.
-const STORE_PAUSE: Duration = Duration::from_millis(100);
 /// How many connections may wait to be served after their handshake.
 const ACCEPT_QUEUE: usize = 64;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -117,6 +106,19 @@ pub enum AppError {
         /// What the system says.
         source: io::Error,
     },
+    /// The data directory cannot be had.
+    #[error("cannot use the data directory {path}: {source}{}", data_help(.source))]
+    Data {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Nobody would serve the connections that come there.
+    #[error(
+        "the service manager has opened {0}, which nothing listens on: name the sockets `grpc` and `admin` (FileDescriptorName=), or give their addresses by --listen and --admin"
+    )]
+    Unused(String),
     /// A port that cannot be had.
     #[error("cannot listen on {address}: {source}{}", bind_help(.source, .flag))]
     Listen {
@@ -144,6 +146,15 @@ pub enum AppError {
     Server(#[from] tonic::transport::Error),
 }
 
+fn data_help(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            "; one control plane has it: stop that one, or send it SIGUSR2 to be replaced by a new version"
+        }
+        _ => "; --data names it",
+    }
+}
+
 fn bind_help(error: &io::Error, flag: &str) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
@@ -163,6 +174,35 @@ fn bind_help(error: &io::Error, flag: &str) -> String {
 pub struct App;
 
 impl App {
+    /// Whether the configuration can be read, without a change to anything. Blocks on the disk.
+    ///
+    /// # Errors
+    /// What stops a control plane with these options from serving.
+    pub fn check_config(options: &Options) -> Result<(), AppError> {
+        let mut source = FileSource::new(&options.config);
+        if let Some(data) = &options.data {
+            source = source.keeping(data);
+        }
+        readable(options, &source)?;
+        source.load();
+        Ok(())
+    }
+
+    /// Whether a control plane could start again with these options; for the process that has
+    /// the data directory. Blocks on the disk.
+    ///
+    /// # Errors
+    /// What would stop it.
+    pub fn check(options: &Options) -> Result<(), AppError> {
+        Self::check_config(options)?;
+        let Some(data) = &options.data else {
+            return Ok(());
+        };
+        let ca = Ca::open(&data.join(CA_DIRECTORY))?;
+        Tokens::open(data, ca.trust_domain().clone(), ca.root_fingerprint())?;
+        Ok(())
+    }
+
     /// Loads, opens and binds everything. Nothing is served before [`Bound::run`].
     ///
     /// Blocks shortly on the disk. Needs a tokio runtime.
@@ -170,23 +210,26 @@ impl App {
     /// # Errors
     /// The first thing that stops it from serving. Errors in the documents do not.
     pub async fn bind(options: Options) -> Result<Bound, AppError> {
+        Self::bind_with(options, Sockets::default()).await
+    }
+
+    /// As [`Self::bind`], but listens on the given sockets where they are those asked for.
+    ///
+    /// # Errors
+    /// As there; also when there is no use for a socket of the service manager.
+    pub async fn bind_with(options: Options, mut sockets: Sockets) -> Result<Bound, AppError> {
+        let lock = lock(&options).await?;
         let registrations = match &options.data {
             Some(data) => Registrations::open(data),
             None => Registrations::default(),
         };
-        let mut source = FileSource::new(&options.config).with_registrations(registrations.clone());
+        let mut source = FileSource::new(&options.config)
+            .with_registrations(registrations.clone())
+            .locking(lock.clone());
         if let Some(data) = &options.data {
             source = source.keeping(data);
         }
-        match std::fs::read_dir(&options.config) {
-            Err(error) if source.is_empty() => {
-                return Err(AppError::Config {
-                    path: options.config,
-                    source: error,
-                });
-            }
-            _ => {}
-        }
+        readable(&options, &source)?;
         let load = source.load();
         let trust_domain = load.mesh.trust_domain().clone();
         let now = SystemTime::now();
@@ -199,8 +242,14 @@ impl App {
         tokens.sweep(now)?;
         let own = SpiffeId::workload(&trust_domain, CONTROL_NAMESPACE, CONTROL_SERVICE_ACCOUNT)?;
         let certificate = OwnCertificate::issue(&ca, &own)?;
-        let listener = listen(options.listen, "--listen").await?;
-        let admin_listener = listen(options.admin, "--admin").await?;
+        let activated = sockets.is_activated();
+        let listener = listen(&mut sockets, GRPC, options.listen, "--listen").await?;
+        let admin_listener = listen(&mut sockets, ADMIN, options.admin, "--admin").await?;
+        match sockets.unused() {
+            Some(unused) if activated => return Err(AppError::Unused(unused)),
+            Some(unused) => tracing::info!(unused, "nothing listens there any more"),
+            None => {}
+        }
         let local = |listener: &TcpListener, asked| listener.local_addr().unwrap_or(asked);
         let root_pem = ca.bundle().to_pem(&trust_domain);
         let clients = Clients::default();
@@ -234,6 +283,8 @@ impl App {
                 metrics,
                 configuration,
                 data: options.data,
+                lock,
+                activated,
                 stall_deadline: options.stall_deadline,
                 drain_deadline: options.drain_deadline,
             },
@@ -278,6 +329,20 @@ impl Bound {
         self.serving.configuration.diagnostics.read().clone()
     }
 
+    /// The sockets that it listens on, to be passed on to another process.
+    ///
+    /// # Errors
+    /// When this process may open no more files.
+    pub fn sockets(&self) -> io::Result<Sockets> {
+        let Serving {
+            listener,
+            admin_listener,
+            activated,
+            ..
+        } = &self.serving;
+        Sockets::shared([(GRPC, listener), (ADMIN, admin_listener)], *activated)
+    }
+
     /// Serves until `shutdown` ends; then tells every sidecar and waits up to 5 s for the
     /// streams to end. Dropping it ends everything at once.
     ///
@@ -301,6 +366,9 @@ struct Serving {
     metrics: Arc<Metrics>,
     configuration: Configuration,
     data: Option<PathBuf>,
+    lock: Option<DataLock>,
+    /// The sockets are the service manager's.
+    activated: bool,
     stall_deadline: Duration,
     drain_deadline: Duration,
 }
@@ -324,17 +392,13 @@ impl Serving {
         let snapshots = configuration.snapshots.clone();
         let registrations = self.registrations;
         let presence = self.data.map(|data| {
-            Arc::new(Presence {
-                data,
-                snapshots,
-                registrations: registrations.clone(),
-                stored: Mutex::new(None),
-            })
+            let (lock, registrations) = (self.lock.clone(), registrations.clone());
+            Arc::new(Presence::new(data, snapshots, registrations, lock))
         });
-        let remember = remember(presence.clone());
-        let expire = expire(registrations);
+        let remember = presence::remember(presence.clone());
+        let expire = presence::expire(registrations);
         let follow = self.source.watch(move |load| configuration.take(load));
-        let maintain = maintain(self.ca, self.own, self.certificate, self.tokens);
+        let maintain = maintain(self.ca, self.own, self.certificate, self.tokens, self.lock);
         tokio::pin!(grpc, admin);
         tokio::select! {
             () = shutdown => {}
@@ -437,14 +501,46 @@ fn open_ca(options: &Options, trust_domain: &TrustDomain, now: SystemTime) -> Re
     Ok(ca)
 }
 
-async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, AppError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| AppError::Listen {
-            address,
-            flag,
+async fn listen(
+    sockets: &mut Sockets,
+    name: &str,
+    address: SocketAddr,
+    flag: &'static str,
+) -> Result<TcpListener, AppError> {
+    let listener = match sockets.take(name, address) {
+        Ok(Some(listener)) => Ok(listener),
+        Ok(None) => TcpListener::bind(address).await,
+        Err(error) => Err(error),
+    };
+    listener.map_err(|source| AppError::Listen {
+        address,
+        flag,
+        source,
+    })
+}
+
+async fn lock(options: &Options) -> Result<Option<DataLock>, AppError> {
+    let Some(data) = &options.data else {
+        return Ok(None);
+    };
+    match DataLock::take(data).await {
+        Ok(lock) => Ok(Some(lock)),
+        Err(source) => Err(AppError::Data {
+            path: data.clone(),
             source,
-        })
+        }),
+    }
+}
+
+/// Fails if the configuration cannot be read and nothing is known of it.
+fn readable(options: &Options, source: &FileSource) -> Result<(), AppError> {
+    match std::fs::read_dir(&options.config) {
+        Err(error) if source.is_empty() => Err(AppError::Config {
+            path: options.config.clone(),
+            source: error,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// TLS 1.3, HTTP/2; a client certificate is verified if there is one. The server's chain
@@ -456,158 +552,6 @@ fn acceptor(ca: &Ca, certificate: Arc<OwnCertificate>) -> TlsAcceptor {
         certificate,
         &[b"h2"],
     )))
-}
-
-/// The control plane's own certificate, replaced when it is renewed.
-struct OwnCertificate {
-    key: ArcSwap<CertifiedKey>,
-    /// When it was made, and when it is to be renewed.
-    times: Mutex<(SystemTime, SystemTime)>,
-}
-
-impl OwnCertificate {
-    fn issue(ca: &Ca, id: &SpiffeId) -> Result<Arc<Self>, AppError> {
-        let now = SystemTime::now();
-        let certificate = ca.issue(id, DEFAULT_LEAF_TTL, now)?;
-        Ok(Arc::new(Self {
-            key: ArcSwap::from_pointee(certificate.certified_key_with_root()?),
-            times: Mutex::new((now, renew_at(&certificate))),
-        }))
-    }
-
-    fn renew_if_due(&self, ca: &Ca, id: &SpiffeId, now: SystemTime) -> Result<bool, AppError> {
-        let (made, due) = *self.times.lock();
-        // A clock that was set back leaves a certificate from the future, which no sidecar
-        // whose clock is right accepts.
-        if (made..due).contains(&now) {
-            return Ok(false);
-        }
-        let certificate = ca.issue(id, DEFAULT_LEAF_TTL, now)?;
-        self.key
-            .store(Arc::new(certificate.certified_key_with_root()?));
-        *self.times.lock() = (now, renew_at(&certificate));
-        Ok(true)
-    }
-}
-
-fn renew_at(certificate: &WorkloadCert) -> SystemTime {
-    // Without randomness the renewal is only less spread out.
-    let jitter = OsRng
-        .try_next_u32()
-        .map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX));
-    certificate.renew_at(jitter)
-}
-
-impl fmt::Debug for OwnCertificate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OwnCertificate").finish_non_exhaustive()
-    }
-}
-
-impl ResolvesServerCert for OwnCertificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.key.load_full())
-    }
-}
-
-/// Renews and sweeps what is due, forever. What fails is tried again a minute later.
-async fn maintain(ca: Arc<Ca>, own: SpiffeId, certificate: Arc<OwnCertificate>, tokens: Tokens) {
-    let mut interval = tokio::time::interval(MAINTENANCE_INTERVAL);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut ticks: u32 = 0;
-    loop {
-        interval.tick().await;
-        let now = SystemTime::now();
-        match certificate.renew_if_due(&ca, &own, now) {
-            Ok(true) => tracing::info!("renewed the control plane's certificate"),
-            Ok(false) => {}
-            Err(error) => tracing::error!(%error, "cannot renew the control plane's certificate"),
-        }
-        if ticks.is_multiple_of(SWEEP_EVERY) {
-            let (ca, tokens) = (ca.clone(), tokens.clone());
-            // A panic inside is logged by its hook; the next sweep is in an hour.
-            let _ = tokio::task::spawn_blocking(move || sweep(&ca, &tokens, now)).await;
-        }
-        ticks = ticks.wrapping_add(1);
-    }
-}
-
-/// The files of which workloads drain and which have registered themselves. Writes go one
-/// after the other, each with what is true when it begins: one that is late must not undo the
-/// last.
-struct Presence {
-    data: PathBuf,
-    snapshots: Snapshots,
-    registrations: Registrations,
-    /// What is in the files: the workloads that drain, and the last change of registrations.
-    stored: Mutex<Option<(BTreeSet<Workload>, u64)>>,
-}
-
-impl Presence {
-    /// Stores what is different now. Blocks on the disk.
-    fn store(&self) {
-        let mut stored = self.stored.lock();
-        let draining = self.snapshots.current().draining().clone();
-        if stored
-            .as_ref()
-            .is_none_or(|(before, _)| *before != draining)
-        {
-            store_draining(&self.data, &draining);
-        }
-        let change = *self.registrations.subscribe().borrow();
-        if stored.as_ref().is_none_or(|(_, before)| *before != change)
-            && let Err(error) = self.registrations.store(&self.data)
-        {
-            tracing::warn!(data = %self.data.display(), %error, "cannot store the registrations: a restart forgets them");
-        }
-        *stored = Some((draining, change));
-    }
-}
-
-/// Stores who drains and who has registered whenever that changes, forever; only the latest
-/// matters.
-async fn remember(presence: Option<Arc<Presence>>) {
-    let Some(presence) = presence else {
-        return std::future::pending().await;
-    };
-    let mut snapshots = presence.snapshots.subscribe();
-    let mut registrations = presence.registrations.subscribe();
-    loop {
-        tokio::select! {
-            // Neither fails: we hold the other sides.
-            _ = snapshots.changed() => {}
-            _ = registrations.changed() => {}
-        }
-        snapshots.mark_unchanged();
-        registrations.mark_unchanged();
-        let presence = presence.clone();
-        // A panic inside is logged by its hook; the next change stores all again.
-        let _ = tokio::task::spawn_blocking(move || presence.store()).await;
-        tokio::time::sleep(STORE_PAUSE).await;
-    }
-}
-
-/// Forgets registrations whose sidecars are gone, forever.
-async fn expire(registrations: Registrations) {
-    let mut interval = tokio::time::interval(EXPIRE_INTERVAL);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        interval.tick().await;
-        registrations.expire();
-    }
-}
-
-fn sweep(ca: &Ca, tokens: &Tokens, now: SystemTime) {
-    match ca.ensure_intermediate(now) {
-        Ok(true) => tracing::info!("renewed the intermediate certificate"),
-        Ok(false) => {}
-        Err(error) => tracing::error!(%error, "cannot renew the intermediate certificate"),
-    }
-    match tokens.sweep(now) {
-        Ok(0) => {}
-        Ok(deleted) => tracing::info!(deleted, "deleted expired join tokens"),
-        Err(error) => tracing::warn!(%error, "cannot delete expired join tokens"),
-    }
 }
 
 /// Where loads of the configuration go.
@@ -704,51 +648,5 @@ fn log_news(before: &[Diagnostic], now: &[Diagnostic]) {
     }
     if now.is_empty() && !before.is_empty() {
         tracing::info!("the configuration has no problems any more");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_late_write_stores_what_is_true_by_then() {
-        let directory = tempfile::tempdir().unwrap();
-        let config = directory.path().join("config");
-        std::fs::create_dir(&config).unwrap();
-        let workload = "apiVersion: weft.dev/v1alpha1\nkind: Workload\nmetadata: {name: post, namespace: blog}\nspec: {address: 127.0.0.1}\n";
-        std::fs::write(config.join("a.yaml"), workload).unwrap();
-        let mesh = FileSource::new(&config).load().mesh;
-        let presence = Arc::new(Presence {
-            data: directory.path().to_owned(),
-            snapshots: Snapshots::new(mesh, "", BTreeSet::new()),
-            registrations: Registrations::default(),
-            stored: Mutex::new(None),
-        });
-        let before = presence.stored.lock();
-        let late = std::thread::spawn({
-            let presence = presence.clone();
-            move || presence.store()
-        });
-        std::thread::park_timeout(Duration::from_millis(20));
-        drop(presence.snapshots.connected("blog", "post").ended());
-        drop(before);
-        late.join().unwrap();
-        assert_eq!(load_draining(directory.path()).len(), 1);
-    }
-
-    #[test]
-    fn the_own_certificate_is_renewed_in_time_and_after_the_clock_was_set_back() {
-        let domain: TrustDomain = "demo.mesh".parse().unwrap();
-        let now = SystemTime::now();
-        let hour = Duration::from_secs(3600);
-        let ca = Ca::create(&domain, now - 48 * hour);
-        let id = SpiffeId::workload(&domain, CONTROL_NAMESPACE, CONTROL_SERVICE_ACCOUNT).unwrap();
-        let own = OwnCertificate::issue(&ca, &id).unwrap();
-        let soon = now + Duration::from_secs(1);
-        assert!(!own.renew_if_due(&ca, &id, soon).unwrap());
-        assert!(own.renew_if_due(&ca, &id, now - 2 * hour).unwrap());
-        assert!(!own.renew_if_due(&ca, &id, now - 2 * hour).unwrap());
-        assert!(own.renew_if_due(&ca, &id, now + DEFAULT_LEAF_TTL).unwrap());
     }
 }

@@ -6,12 +6,14 @@
 //! * [`connection`] is TLS and who is at the other end; [`clients`] who is connected.
 //! * [`drain`] waits until nobody calls a workload that shuts down.
 //! * [`registration`]: workloads that say themselves what they are.
+//! * [`sockets`] and [`upgrade`]: a new process takes the place of the old one.
 //! * [`app`] puts it all together; [`metrics`] and the admin pages show what it does.
 
 mod admin;
 pub mod ads;
 pub mod app;
 pub mod cache;
+mod certificate;
 pub mod clients;
 pub mod config;
 pub mod connection;
@@ -19,12 +21,15 @@ pub mod drain;
 pub mod identity;
 pub mod metrics;
 pub mod model;
+mod presence;
 pub mod registration;
+pub mod sockets;
 pub mod source;
 mod storage;
 pub mod token;
 pub mod token_file;
 pub mod translate;
+pub mod upgrade;
 
 use std::time::SystemTime;
 

@@ -2,6 +2,8 @@
 //!
 //! Data goes to stdout, words to stderr. Exit codes: 0 fine, 1 problems, 2 usage.
 
+mod serve;
+
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
@@ -10,14 +12,13 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use weft_certs::{Ca, CaError, TrustDomain};
-use weft_control::app::{App, CA_DIRECTORY, DEFAULT_ADMIN, DEFAULT_LISTEN, Options};
+use weft_control::app::{CA_DIRECTORY, DEFAULT_ADMIN, DEFAULT_LISTEN, Options};
 use weft_control::config::Level;
 use weft_control::source::FileSource;
 use weft_control::token::{Request, Tokens};
-use weft_control::token_file::{self, TokenFile};
+use weft_control::token_file::TokenFile;
 use weft_control::translate::{Context, Node};
 
 /// The Weft control plane: Gateway API documents in, Envoy xDS and SPIFFE certificates out.
@@ -30,7 +31,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve configuration and certificates to sidecars until SIGTERM or SIGINT.
+    /// Serve configuration and certificates to sidecars until SIGTERM or SIGINT. SIGUSR2 starts
+    /// the program again, which takes over: an upgrade without a refused connection.
     Serve(Serve),
     /// Print, as JSON, every resource that a workload's sidecar could ask for; the trust bundle
     /// (ROOTCA) has the roots of the certificate authority in --data, if there is one.
@@ -137,7 +139,7 @@ type Problem = Box<dyn std::error::Error>;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        Command::Serve(args) => serve(args),
+        Command::Serve(args) => serve_with(args),
         Command::Render(args) => render(&args),
         Command::Check(args) => check(&args),
         Command::Ca(CaCommand::Init { data, trust_domain }) => ca_init(&data, &trust_domain),
@@ -163,7 +165,7 @@ fn main() -> ExitCode {
     })
 }
 
-fn serve(args: Serve) -> Result<ExitCode, Problem> {
+fn serve_with(args: Serve) -> Result<ExitCode, Problem> {
     log_to_stderr();
     let options = Options {
         data: Some(args.data),
@@ -171,33 +173,8 @@ fn serve(args: Serve) -> Result<ExitCode, Problem> {
         admin: args.admin,
         ..Options::new(args.config)
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let bound = App::bind(options).await?;
-        tracing::info!(
-            address = %bound.address,
-            admin = %bound.admin_address,
-            trust_domain = %bound.trust_domain(),
-            "serving"
-        );
-        for file in &args.join_tokens {
-            file.write(&bound.tokens, SystemTime::now())?;
-        }
-        let renewal = token_file::renew(args.join_tokens, bound.tokens.clone());
-        let shutdown = async {
-            tokio::select! {
-                never = renewal => match never {},
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        bound.run(shutdown).await?;
-        Ok(ExitCode::SUCCESS)
-    })
+    serve::serve(&options, &args.join_tokens)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `WEFT_LOG`, or `RUST_LOG`, or `info`.

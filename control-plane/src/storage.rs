@@ -1,9 +1,11 @@
 //! Files that must survive a crash whole: written beside, synced, then renamed.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use rand::TryRngCore as _;
 use rand::rngs::OsRng;
@@ -33,6 +35,56 @@ pub(crate) fn create_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::remove_file(&temporary)?;
     linked?;
     sync_directory(path)
+}
+
+/// The right to write a data directory, which one process at a time has. Every task that
+/// writes keeps a clone; with the last, another process may have it.
+#[derive(Clone, Debug)]
+pub(crate) struct DataLock {
+    _file: Arc<File>,
+}
+
+/// The lock's name in the data directory.
+const LOCK_FILE: &str = "lock";
+/// How long a process that is ending may take to let go.
+const LOCK_DEADLINE: Duration = Duration::from_secs(5);
+/// How often is looked whether it has.
+const LOCK_LOOK: Duration = Duration::from_millis(10);
+
+impl DataLock {
+    /// Takes the directory, and makes it if there is none; waits up to 5 s for another process.
+    ///
+    /// # Errors
+    /// `WouldBlock` when another process keeps it; its text names that one. Else when the
+    /// directory cannot be written.
+    pub(crate) async fn take(data: &Path) -> io::Result<Self> {
+        create_private_directory(data)?;
+        let path = data.join(LOCK_FILE);
+        let mut open = OpenOptions::new();
+        open.read(true).write(true).create(true).mode(0o600);
+        let mut file = open.truncate(false).open(&path)?;
+        let deadline = tokio::time::Instant::now() + LOCK_DEADLINE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            if tokio::time::Instant::now() >= deadline {
+                let holder = fs::read_to_string(&path).unwrap_or_default();
+                return Err(io::Error::new(
+                    io::ErrorKind::WouldBlock,
+                    format!("process {} uses it", holder.trim()),
+                ));
+            }
+            tokio::time::sleep(LOCK_LOOK).await;
+        }
+        file.set_len(0)?;
+        writeln!(file, "{}", std::process::id())?;
+        Ok(Self {
+            _file: Arc::new(file),
+        })
+    }
 }
 
 /// A text under a line that says what it is: `<magic> <version> <SHA-256 of the text, hex>`.

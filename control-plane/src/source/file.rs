@@ -23,6 +23,7 @@ use crate::config::{
 };
 use crate::model::{Mesh, VirtualIps};
 use crate::registration::Registrations;
+use crate::storage::DataLock;
 
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 10 << 20;
@@ -68,6 +69,8 @@ pub struct FileSource {
     stored_ips: Option<VirtualIps>,
     /// Workloads that say themselves what they are.
     registrations: Registrations,
+    /// The right to write the data directory.
+    lock: Option<DataLock>,
 }
 
 /// What is known of one file.
@@ -98,7 +101,15 @@ impl FileSource {
             ips: VirtualIps::default(),
             stored_ips: Some(VirtualIps::default()),
             registrations: Registrations::default(),
+            lock: None,
         }
+    }
+
+    /// Keeps the right to write the data directory for as long as it may be written.
+    #[must_use]
+    pub(crate) fn locking(mut self, lock: Option<DataLock>) -> Self {
+        self.lock = lock;
+        self
     }
 
     /// Adds the workloads that register themselves to those of the files, which come first.

@@ -22,6 +22,7 @@ mod captured;
 mod drain;
 mod registration;
 mod support;
+mod upgrade;
 
 use support::*;
 

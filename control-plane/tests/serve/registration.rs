@@ -34,7 +34,7 @@ fn object(fields: Vec<(&str, Value)>) -> Value {
 }
 
 /// A captured pod of `app: post` with the application at port 8080.
-fn node(id: &str, address: &str) -> Node {
+pub(crate) fn node(id: &str, address: &str) -> Node {
     let port = object(vec![
         ("name", text("http")),
         ("port", kind(value::Kind::NumberValue(8080.0))),

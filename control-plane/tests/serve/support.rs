@@ -168,6 +168,29 @@ impl Plane {
         self.channel_to(self.address, svid).await
     }
 
+    /// Another handle on the same control plane.
+    pub(crate) fn again(&self) -> Self {
+        Self {
+            address: self.address,
+            admin: self.admin,
+            fingerprint: self.fingerprint,
+            bundle: self.bundle.clone(),
+            tokens: self.tokens.clone(),
+            stop: oneshot::channel().0,
+            task: tokio::spawn(async { Ok(()) }),
+        }
+    }
+
+    /// A connection, if the control plane does not end meanwhile.
+    pub(crate) async fn try_channel(
+        &self,
+        svid: &WorkloadCert,
+    ) -> io::Result<Result<Channel, tonic::transport::Error>> {
+        let verifier = SvidVerifier::new(self.bundle.clone(), Arc::new(SystemClock));
+        let tls = tls_stream(self.address, Arc::new(verifier), Some(svid)).await?;
+        Ok(over(tls).await)
+    }
+
     pub(crate) async fn channel_to(
         &self,
         address: SocketAddr,
@@ -258,6 +281,12 @@ pub(crate) async fn channel(
         own.as_str(),
         "spiffe://demo.mesh/ns/weft-system/sa/weft-control"
     );
+    over(tls).await.unwrap()
+}
+
+async fn over(
+    tls: tokio_rustls::client::TlsStream<TcpStream>,
+) -> Result<Channel, tonic::transport::Error> {
     // One connection: a client that reconnects behind the test's back would hide a failure.
     let mut tls = Some(TokioIo::new(tls));
     let connector = tower::service_fn(move |_| {
@@ -268,7 +297,6 @@ pub(crate) async fn channel(
         .initial_stream_window_size(Some(65_535))
         .connect_with_connector(connector)
         .await
-        .unwrap()
 }
 
 pub(crate) async fn sign(
@@ -313,12 +341,20 @@ impl Ads {
 
     /// Opens the stream of a node that says more of itself.
     pub(crate) async fn open_as(channel: Channel, node: Node) -> Result<Self, Status> {
-        let (requests, stream) = mpsc::channel(16);
         let first = DeltaDiscoveryRequest {
             node: Some(node),
             type_url: Kind::Listener.type_url().to_owned(),
             ..DeltaDiscoveryRequest::default()
         };
+        Self::begin(channel, first).await
+    }
+
+    /// Opens the stream with that request.
+    pub(crate) async fn begin(
+        channel: Channel,
+        first: DeltaDiscoveryRequest,
+    ) -> Result<Self, Status> {
+        let (requests, stream) = mpsc::channel(16);
         requests.send(first).await.unwrap();
         let mut client = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(16 * 1024 * 1024);

@@ -7,7 +7,7 @@ use weft_api::{
     google::protobuf::{ListValue, Struct, Value, value::Kind},
 };
 
-use crate::bootstrap::{Bootstrap, Capture, Registration};
+use crate::bootstrap::{Bootstrap, Capture, InboundPorts, Registration};
 
 /// The key of everything of ours in metadata.
 const METADATA_KEY: &str = "weft.dev";
@@ -33,7 +33,7 @@ fn describe(registration: &Registration) -> Json {
     let ports: Vec<Json> = ports
         .map(|(name, port)| json!({ "name": name, "port": port }))
         .collect();
-    json!({
+    let mut described = json!({
         "register": true,
         "addresses": registration.addresses,
         "labels": registration.labels,
@@ -44,7 +44,12 @@ fn describe(registration: &Registration) -> Json {
             Capture::Off => "",
         },
         "excludeInboundPorts": registration.exclude_inbound,
-    })
+    });
+    // The default is left unsaid: older control planes do not know the field.
+    if registration.inbound_ports == InboundPorts::Declared {
+        described["inboundPorts"] = "declared".into();
+    }
+    described
 }
 
 fn structure(json: &Json) -> Struct {
@@ -102,6 +107,7 @@ mod tests {
             ("ADDRESSES", "10.0.0.7"),
             ("LABELS", "app=web"),
             ("PORTS", "http:8080"),
+            ("INBOUND_PORTS", "declared"),
             ("EXCLUDE_INBOUND", "9999"),
         ]));
         let metadata = registering.metadata.unwrap();
@@ -115,6 +121,7 @@ mod tests {
             ("addresses", "10.0.0.7"),
             ("labels", "StringValue(\"web\")"),
             ("ports", "NumberValue(8080.0)"),
+            ("inboundPorts", "StringValue(\"declared\")"),
             ("excludeInboundPorts", "NumberValue(9999.0)"),
         ] {
             assert!(text(name).contains(expected), "{name}: {}", text(name));

@@ -81,7 +81,7 @@ pub const SETTINGS: &[(&str, &str, &str)] = &[
     (
         "REGISTER",
         "false",
-        "true: this workload needs no Workload document; the six settings below describe it",
+        "true: this workload needs no Workload document; the settings below describe it",
     ),
     ("ADDRESSES", "", "its addresses; required with REGISTER"),
     ("LABELS", "", "its labels: app=web,track=stable"),
@@ -96,6 +96,11 @@ pub const SETTINGS: &[(&str, &str, &str)] = &[
         "how its connections reach the sidecar: redirect, tproxy or off",
     ),
     (
+        "INBOUND_PORTS",
+        "all",
+        "which connections from outside pass the sidecar: all, or those to declared ports (PORTS)",
+    ),
+    (
         "EXCLUDE_INBOUND",
         "",
         "ports whose connections do not pass the sidecar: 9999,9998",
@@ -103,7 +108,14 @@ pub const SETTINGS: &[(&str, &str, &str)] = &[
 ];
 
 /// Settings that say something about a workload that registers itself, and nothing else.
-const OF_REGISTRATION: [&str; 5] = ["ADDRESSES", "LABELS", "PORTS", "CAPTURE", "EXCLUDE_INBOUND"];
+const OF_REGISTRATION: [&str; 6] = [
+    "ADDRESSES",
+    "LABELS",
+    "PORTS",
+    "CAPTURE",
+    "INBOUND_PORTS",
+    "EXCLUDE_INBOUND",
+];
 
 /// What a shutdown waits for before connections are asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +137,15 @@ pub enum Capture {
     Off,
 }
 
+/// Which connections from outside pass the sidecar of a workload that registers itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InboundPorts {
+    /// Those to all ports, but for what is excluded.
+    All,
+    /// Those to its ports: it shares its addresses with others.
+    Declared,
+}
+
 /// A workload that needs no document: what it says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
@@ -136,6 +157,8 @@ pub struct Registration {
     pub ports: Vec<(String, u16)>,
     /// How connections arrive.
     pub capture: Capture,
+    /// Which ports pass the sidecar.
+    pub inbound_ports: InboundPorts,
     /// Ports that do not pass the sidecar.
     pub exclude_inbound: Vec<u16>,
 }
@@ -433,6 +456,7 @@ impl<'a> Parser<'a> {
             labels: self.list("LABELS", lists::label).into_iter().collect(),
             ports: self.list("PORTS", lists::named_port),
             capture: self.value("CAPTURE", "redirect, tproxy or off"),
+            inbound_ports: self.value("INBOUND_PORTS", "all or declared"),
             exclude_inbound: self.list("EXCLUDE_INBOUND", lists::port),
         };
         if registration.addresses.is_empty() && self.errors.len() == before {
@@ -474,6 +498,18 @@ impl FromStr for Capture {
     }
 }
 
+impl FromStr for InboundPorts {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "all" => Ok(Self::All),
+            "declared" => Ok(Self::Declared),
+            _ => Err(()),
+        }
+    }
+}
+
 /// A stand-in after an error, so that all errors are found in one go.
 trait Fallback {
     fn fallback() -> Self;
@@ -494,6 +530,12 @@ impl Fallback for access_log::Policy {
 impl Fallback for ExitAfter {
     fn fallback() -> Self {
         Self::Connections
+    }
+}
+
+impl Fallback for InboundPorts {
+    fn fallback() -> Self {
+        Self::All
     }
 }
 

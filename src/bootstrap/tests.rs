@@ -146,6 +146,7 @@ fn each_mistake_is_named() {
         ("LABELS", "app", "`app` is not a label"),
         ("PORTS", ":80", "`:80` is not a port such as"),
         ("CAPTURE", "yes", "redirect, tproxy or off"),
+        ("INBOUND_PORTS", "80", "all or declared"),
         ("EXCLUDE_INBOUND", "70000", "is not a port"),
     ] {
         let mut settings = vec![("REGISTER", "true"), ("ADDRESSES", "10.0.0.7")];

@@ -4,6 +4,7 @@
 //! Everything that is made is in tables, chains and a routing table of our own, and
 //! [`remove`] takes all of it away. What is captured is written in docs/capture.md.
 
+mod addresses;
 mod check;
 mod command;
 mod foreign;
@@ -14,7 +15,7 @@ mod options;
 mod plan;
 mod route;
 
-use std::{fs, io, path::Path};
+use std::{fs, io, net::IpAddr, path::Path};
 
 use rustix::io::Errno;
 
@@ -166,6 +167,16 @@ pub fn remove() -> Result<(), CaptureError> {
 pub fn check(options: &Options) -> Result<Proof, CaptureError> {
     let ipv6 = options.settings().ipv6 && has_ipv6(Path::new(IPV6_SETTINGS))?;
     check::run(options, ipv6).map_err(CaptureError::CheckFailed)
+}
+
+/// Where peers reach this machine: the addresses of the interface that a default route leaves
+/// by, those of IPv4 first; temporary ones are left out. None without such a route.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn own_addresses() -> Result<Vec<IpAddr>, CaptureError> {
+    addresses::addresses()
+        .map_err(|error| CaptureError::Kernel(format!("addresses: {}", netlink::explain(error))))
 }
 
 const BACKENDS: [Backend; 3] = [Backend::Nft, Backend::Iptables, Backend::IptablesLegacy];

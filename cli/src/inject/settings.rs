@@ -460,6 +460,7 @@ const OWN: &[&str] = &[
     "LABELS",
     "PORTS",
     "CAPTURE",
+    "INBOUND_PORTS",
     "EXCLUDE_INBOUND",
     "PROBES",
     "TCP_PROBES",

@@ -44,8 +44,8 @@ fn help() -> String {
         } else {
             format!(" [{default}]")
         };
-        text.push_str(&format!("  WEFT_PROXY_{name:<13} {what}{default}\n"));
+        text.push_str(&format!("  WEFT_PROXY_{name:<15} {what}{default}\n"));
     }
-    text.push_str("  WEFT_LOG                 log filter, as in warn,weft_proxy=debug\n");
+    text.push_str("  WEFT_LOG                   log filter, as in warn,weft_proxy=debug\n");
     text
 }

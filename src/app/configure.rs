@@ -241,7 +241,7 @@ impl Configuration {
                     self.saver.iter_mut().for_each(Saver::identity_changed);
                     false
                 }
-                () = due(self.saver.as_ref()) => {
+                () = due(self.saver.as_ref(), &self.go) => {
                     self.save();
                     false
                 }
@@ -264,12 +264,12 @@ impl Configuration {
         }
     }
 
-    /// Writes what is due, unless the files are another process's by now.
+    /// Writes what is due, unless the files are another process's.
     fn save(&mut self) {
         if self.status.replaced.load(Ordering::Relaxed) {
             self.saver = None;
         }
-        if let Some(saver) = &mut self.saver {
+        if let Some(saver) = self.saver.as_mut().filter(|_| *self.go.borrow()) {
             let hosts = self.subscribed.iter();
             let hosts = hosts.filter(|(kind, _)| *kind == Kind::VirtualHost);
             saver.write(Instant::now(), hosts.map(|(_, name)| name));
@@ -521,9 +521,10 @@ impl Configuration {
     }
 }
 
-async fn due(saver: Option<&Saver>) {
+/// Waits until something is to be written. Before `go` the files are another process's.
+async fn due(saver: Option<&Saver>, go: &watch::Receiver<bool>) {
     match saver {
-        Some(saver) => saver.due().await,
-        None => std::future::pending().await,
+        Some(saver) if go.clone().wait_for(|go| *go).await.is_ok() => saver.due().await,
+        _ => std::future::pending().await,
     }
 }

@@ -254,7 +254,11 @@ impl App {
         };
         let living = async {
             if let Some(predecessor) = predecessor {
-                life.take_over(predecessor).await?;
+                tokio::select! {
+                    taken = life.take_over(predecessor) => taken?,
+                    // The old process sees that this one goes, and serves on.
+                    () = told_to_end(&mut signals) => return Ok(Outcome::Ended),
+                }
                 inherited.close_rest();
             }
             let door = directory.map(|directory| directory.path(DOOR));
@@ -475,6 +479,8 @@ impl Life {
     /// its process ID.
     async fn relieved_by(&self, successor: Successor, tasks: Vec<Task>, renewing: Task) -> u32 {
         let pid = successor.pid();
+        // The last that this process writes; without a pause before the next line.
+        self.flush().await;
         self.status.replaced.store(true, Ordering::Relaxed);
         // A break says nothing to the control plane; an end would say that the workload ends.
         let _ = self.commands.send(Command::Break);
@@ -512,6 +518,17 @@ impl Life {
             Outcome::StandIn(pid)
         } else {
             Outcome::Ended
+        }
+    }
+}
+
+async fn told_to_end(signals: &mut mpsc::UnboundedReceiver<Signal>) {
+    loop {
+        match signals.recv().await {
+            Some(Signal::Terminate) => return,
+            // Of no use before this process serves.
+            Some(Signal::Upgrade | Signal::Reload) => {}
+            None => std::future::pending().await,
         }
     }
 }

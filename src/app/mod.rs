@@ -177,7 +177,9 @@ impl App {
         if identity.state().is_none()
             && let Err(why) = &bootstrap.token
         {
-            return Err(format!("there is no identity and no join token: {why}"));
+            return Err(format!(
+                "there is no valid identity and no join token: {why}"
+            ));
         }
         let source = match bootstrap.dns_upstreams.as_slice() {
             [] => Source::default(),

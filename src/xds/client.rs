@@ -103,7 +103,7 @@ impl Client {
     ) {
         while let Some(farewell) = self.stay(&mut connect, &mut sink).await {
             sink(Event::Left(farewell));
-            if self.away().await.is_none() {
+            if self.away(farewell, &mut sink).await.is_none() {
                 return;
             }
         }
@@ -152,15 +152,17 @@ impl Client {
         }
     }
 
-    /// Waits for [`Command::Return`]; `None` if it will not come.
-    async fn away(&mut self) -> Option<()> {
+    /// Waits for [`Command::Return`]; `None` if it will not come. Who is told to leave again is
+    /// told again how that went.
+    async fn away(&mut self, farewell: Farewell, sink: &mut impl FnMut(Event)) -> Option<()> {
         let mut commands = Vec::new();
         loop {
             self.commands.recv_many(&mut commands, BATCH).await;
             let returns = commands.contains(&Command::Return);
             match note(&mut self.state, &mut commands) {
-                Ok(()) | Err(Stop::Leave) if returns => return Some(()),
-                Ok(()) | Err(Stop::Leave) => {}
+                Ok(()) if returns => return Some(()),
+                Ok(()) => {}
+                Err(Stop::Leave) => sink(Event::Left(farewell)),
                 Err(Stop::Break) => return None,
             }
         }
@@ -696,6 +698,11 @@ mod tests {
         drop(stream);
         assert_eq!(pair.event().await, Event::Left(Farewell::Acknowledged));
         assert_eq!(pair.dialed.load(Ordering::Relaxed), 1);
+
+        // Who is told twice is answered twice.
+        pair.command(Command::Leave);
+        let left = Event::Left(Farewell::Acknowledged);
+        assert_eq!(pair.event().await, left);
 
         // It comes back, with what is wanted by then.
         pair.subscribe("b");

@@ -67,10 +67,11 @@ async fn a_shutdown_can_wait_for_the_application() {
 #[tokio::test]
 async fn a_drain_can_be_taken_back() {
     let app = app::echo("echo").await;
-    let pair = pair(Some("http"), &app).await;
+    let mut pair = pair(Some("http"), &app).await;
+    let admin = pair.server.admin;
     let post = async |path: &str| {
         let request = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n");
-        http1::send(pair.server.admin, &request).await.status
+        http1::send(admin, &request).await.status
     };
     assert_eq!(http1::send(pair.outbound, GET).await.status, 200);
     assert_eq!(post("/drain").await, 200);
@@ -82,6 +83,15 @@ async fn a_drain_can_be_taken_back() {
     pair.client.until_metric(draining, |n| n == 0.0).await;
     pair.server.ready().await;
     assert_eq!(http1::send(pair.outbound, GET).await.status, 200);
+    // Twice is once, and a shutdown after it does not wait for an answer that was given.
+    for _ in 0..2 {
+        assert_eq!(post("/drain").await, 200);
+    }
+    pair.client.until_metric(draining, |n| n == 1.0).await;
+    let started = std::time::Instant::now();
+    pair.server.shut_down();
+    pair.server.ended().await;
+    assert!(started.elapsed() < Duration::from_secs(8));
 }
 
 #[tokio::test]

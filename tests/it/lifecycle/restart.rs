@@ -1,6 +1,8 @@
 //! State on disk.
 
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -36,6 +38,18 @@ async fn until_kept(state: &Path, what: &str) {
         there.then_some(()).ok_or_else(|| format!("no {what}"))
     })
     .await;
+}
+
+/// Writes a file as a sidecar does: nobody else may read it.
+fn place(path: &Path, bytes: &[u8]) {
+    let mut options = fs::OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .unwrap();
+    file.write_all(bytes).unwrap();
 }
 
 async fn start(settings: &Settings) -> (Sidecar, Duration) {
@@ -168,17 +182,22 @@ async fn files_that_cannot_be_trusted_are_set_aside() {
         ("config", |bytes| *bytes.last_mut().unwrap() ^= 1),
         ("config", |bytes| bytes[11] = 9),
     ];
-    for (name, damage) in damages {
-        for (name, bytes) in &good {
-            fs::write(state.join(name), bytes).unwrap();
-            let _ = fs::remove_file(state.join(format!("{name}.rejected")));
+    for (number, (name, damage)) in damages.into_iter().enumerate() {
+        // A directory each: the writing thread of one that was killed may live on here.
+        let state = directory.path().join(number.to_string());
+        fs::create_dir(&state).unwrap();
+        for (file, bytes) in &good {
+            let mut bytes = bytes.clone();
+            if *file == name {
+                damage(&mut bytes);
+            }
+            place(&state.join(file), &bytes);
         }
-        let mut bytes = read(name);
-        damage(&mut bytes);
-        fs::write(state.join(name), &bytes).unwrap();
+        let damaged = fs::read(state.join(name)).unwrap();
         // As if there were none: a new token is needed only without an identity.
         let (mut sidecar, _) = start(&keeping(&mesh, &server, &state)).await;
-        assert_eq!(read(&format!("{name}.rejected")), bytes, "{name}");
+        let rejected = fs::read(state.join(format!("{name}.rejected")));
+        assert_eq!(rejected.unwrap(), damaged, "{name}");
         until_kept(&state, "inbound|8080").await;
         sidecar.crash();
         sidecar.ended().await;
@@ -190,7 +209,10 @@ async fn files_that_cannot_be_trusted_are_set_aside() {
         .await
         .err()
         .unwrap();
-    assert!(error.contains("no identity and no join token"), "{error}");
+    assert!(
+        error.contains("no valid identity and no join token"),
+        "{error}"
+    );
     assert!(error.contains("weft-control token create"), "{error}");
     assert!(state.join("identity.rejected").exists() && !state.join("identity").exists());
 }

@@ -285,7 +285,8 @@ fn field(document: &str) -> String {
     path.to_owned()
 }
 
-/// A value of protobuf as JSON. Numbers that are whole stay whole.
+/// A value of protobuf as JSON. Numbers that are whole stay whole; a field without a value, as
+/// a port's name may be, is none.
 fn json_of(value: &pb::Value, depth: usize) -> Value {
     use pb::value::Kind;
     match &value.kind {
@@ -312,7 +313,7 @@ fn json_of(value: &pb::Value, depth: usize) -> Value {
         Some(Kind::StructValue(object)) => {
             let fields = object.fields.iter();
             let fields = fields.map(|(key, value)| (key.clone(), json_of(value, depth + 1)));
-            Value::Object(fields.collect())
+            Value::Object(fields.filter(|(_, value)| !value.is_null()).collect())
         }
     }
 }

@@ -205,6 +205,7 @@ fn only_who_asks_for_it_is_registered() {
         ("whole", Kind::NumberValue(8080.0)),
         ("part", Kind::NumberValue(0.5)),
         ("huge", Kind::NumberValue(1e300)),
+        ("none", Kind::NullValue(0)),
     ]));
     assert_eq!(
         values,

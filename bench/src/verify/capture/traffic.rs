@@ -59,6 +59,8 @@ impl Kind {
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
     pub(super) kind: Kind,
+    /// When its stream began, if it is a message of one that has begun.
+    pub(super) began: Option<std::time::Instant>,
     /// When it was to go out, and when its answer was there.
     pub(super) due: std::time::Instant,
     pub(super) done: std::time::Instant,
@@ -137,10 +139,11 @@ impl Shared {
         self.stop.load(Ordering::Relaxed)
     }
 
-    fn add(&self, kind: Kind, due: Instant, result: &Result<()>) {
+    fn add(&self, kind: Kind, began: Option<Instant>, due: Instant, result: &Result<()>) {
         let result = result.as_ref().copied().map_err(ToString::to_string);
         let sample = Sample {
             kind,
+            began: began.map(Instant::into_std),
             due: due.into_std(),
             done: std::time::Instant::now(),
             result,
@@ -205,7 +208,7 @@ async fn http1_loop(shared: &Shared, mut due: Instant, interval: Duration) {
         if result.is_err() {
             connection = None;
         }
-        shared.add(Kind::Http1, due, &result);
+        shared.add(Kind::Http1, None, due, &result);
         due += interval;
     }
 }
@@ -276,10 +279,10 @@ async fn http2_loop(shared: &Rc<Shared>, mut due: Instant, interval: Duration) {
                 let shared = shared.clone();
                 tasks.spawn_local(async move {
                     let result = http2_exchange(&shared, &mut sender).await;
-                    shared.add(Kind::Http2, due, &result);
+                    shared.add(Kind::Http2, None, due, &result);
                 });
             }
-            Err(error) => shared.add(Kind::Http2, due, &Err(error)),
+            Err(error) => shared.add(Kind::Http2, None, due, &Err(error)),
         }
         while tasks.try_join_next().is_some() {}
         due += interval;
@@ -347,6 +350,7 @@ async fn session_loop(
         let clock = Clock {
             shared,
             kind,
+            began: None,
             due,
             interval,
             left: messages,
@@ -363,6 +367,8 @@ async fn session_loop(
 struct Clock<'a> {
     shared: &'a Shared,
     kind: Kind,
+    /// When the first message was due, once it has come back.
+    began: Option<Instant>,
     due: Instant,
     interval: Duration,
     left: u32,
@@ -371,7 +377,8 @@ struct Clock<'a> {
 impl Clock<'_> {
     /// Counts the message that was due; `true` if another one is to be sent, when it is due.
     async fn next(&mut self, result: &Result<()>) -> bool {
-        self.shared.add(self.kind, self.due, result);
+        self.shared.add(self.kind, self.began, self.due, result);
+        self.began.get_or_insert(self.due);
         self.due += self.interval;
         self.left = self.left.saturating_sub(1);
         let more = result.is_ok() && self.left > 0;

@@ -88,10 +88,16 @@ fn twice_is_once_and_back_is_what_was() {
             !back.contains("weft-proxy") || input.contains("weft-proxy"),
             "{name}: {back}"
         );
+        assert_eq!(values(back), values(&input), "{name}");
         assert_eq!(injected(&name, back), once, "{name}");
         let untouched = weft(&["uninject"], &input);
         assert_eq!(stdout(&untouched), input, "{name}");
     }
+}
+
+/// What the documents of a text mean.
+fn values(text: &str) -> Vec<serde_json::Value> {
+    serde_saphyr::from_multiple(text).unwrap()
 }
 
 #[test]

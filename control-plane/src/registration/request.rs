@@ -190,7 +190,17 @@ fn document(
                 Ok(()) => labels = value.clone(),
                 Err(message) => errors.push(error("labels", &message)),
             },
-            "ports" => spec["ports"] = value.clone(),
+            "ports" => {
+                let mut ports = value.clone();
+                let objects = ports.as_array_mut().into_iter().flatten();
+                for port in objects.filter_map(Value::as_object_mut) {
+                    // How the sidecar says that it has none.
+                    if port.get("name").is_some_and(|name| name == "") {
+                        port.remove("name");
+                    }
+                }
+                spec["ports"] = ports;
+            }
             // `off` is how the sidecar's setting says it.
             "capture" if [json!(""), json!("off"), Value::Null].contains(value) => {}
             "capture" => spec["capture"]["mode"] = value.clone(),
@@ -285,8 +295,7 @@ fn field(document: &str) -> String {
     path.to_owned()
 }
 
-/// A value of protobuf as JSON. Numbers that are whole stay whole; a field without a value, as
-/// a port's name may be, is none.
+/// A value of protobuf as JSON. Numbers that are whole stay whole; a field that is null is none.
 fn json_of(value: &pb::Value, depth: usize) -> Value {
     use pb::value::Kind;
     match &value.kind {

@@ -20,7 +20,7 @@ fn what_a_sidecar_says_is_a_workload() {
         "register": true,
         "addresses": ["10.9.0.2", "fd00:9::2"],
         "labels": { "app": "web", "track": "stable" },
-        "ports": [{ "name": "http", "port": 8080 }, { "port": 9000 }],
+        "ports": [{ "name": "http", "port": 8080 }, { "port": 9000 }, { "name": "", "port": 9001 }],
         "capture": "tproxy",
         "excludeInboundPorts": [9999],
     }))
@@ -32,7 +32,8 @@ fn what_a_sidecar_says_is_a_workload() {
     assert_eq!(addresses, ["10.9.0.2", "fd00:9::2"]);
     assert_eq!(workload.service_account, "post");
     assert_eq!(workload.labels["track"], "stable");
-    assert_eq!(workload.ports.len(), 2);
+    let names: Vec<Option<&str>> = workload.ports.iter().map(|p| p.name.as_deref()).collect();
+    assert_eq!(names, [Some("http"), None, None]);
     assert!(workload.capture.is_some());
     for capture in [json!(""), json!("off"), json!(null)] {
         let values = json!({ "addresses": ["127.0.0.1"], "capture": capture, "excludeInboundPorts": [], "ports": [{ "port": 80 }] });

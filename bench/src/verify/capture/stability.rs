@@ -148,15 +148,27 @@ impl World {
         Ok(seen(ok, text))
     }
 
-    async fn damaged(&mut self, damage: Damage) -> Result<Finding> {
-        kill(&mut self.sidecars[1]).await?;
-        let names = files(&self.client.state, |name| !name.contains('.'))?;
-        if names.is_empty() {
-            return Ok(seen(
-                false,
-                format!("no files in {}", self.client.state.display()),
-            ));
+    /// The files of the client's sidecar, once it has written all of them: its identity and
+    /// its configuration.
+    async fn kept(&self) -> Result<Vec<String>> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let names = files(&self.client.state, |name| !name.contains('.'))?;
+            if names.len() == 2 {
+                return Ok(names);
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(format!(
+                    "after 5 s there are the files {names:?}, not two"
+                )));
+            }
+            sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    async fn damaged(&mut self, damage: Damage) -> Result<Finding> {
+        let names = self.kept().await?;
+        kill(&mut self.sidecars[1]).await?;
         let (mut text, mut ok) = (Vec::new(), true);
         for name in names {
             let path = self.client.state.join(&name);
@@ -184,6 +196,8 @@ impl World {
                 fs::remove_file(&aside).context(aside.display())?;
             }
             self.client.ready(&mut self.sidecars[1]).await?;
+            // What was damaged is written again.
+            self.kept().await?;
             kill(&mut self.sidecars[1]).await?;
         }
         self.sidecars[1] = self.client.start_ready().await?;

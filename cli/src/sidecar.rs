@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -15,12 +16,12 @@ use crate::supervise::{Child, Teller};
 /// What a sidecar is told.
 #[derive(Debug, Clone)]
 pub(crate) struct Sidecar<'a> {
-    /// The control plane.
-    pub control: SocketAddr,
+    /// The control plane, `host:port`.
+    pub control: String,
     /// `<namespace>/<workload>`.
     pub workload: String,
-    /// The join token.
-    pub token: String,
+    /// The join token; none if it has an identity already.
+    pub token: Option<String>,
     /// Its full admin address.
     pub admin: SocketAddr,
     /// Its public admin address: `/ready` and `/metrics`.
@@ -29,6 +30,10 @@ pub(crate) struct Sidecar<'a> {
     pub access_log: &'a str,
     /// How long open streams have when it is stopped, in whole seconds.
     pub grace: Duration,
+    /// The user and group that it runs as; ours if none.
+    pub owner: Option<(u32, u32)>,
+    /// Further settings: the variable after `WEFT_PROXY_`, and its value.
+    pub more: Vec<(&'static str, String)>,
 }
 
 impl Sidecar<'_> {
@@ -38,8 +43,11 @@ impl Sidecar<'_> {
     ///
     /// This program cannot be started again.
     pub(crate) fn spawn(&self, name: String) -> io::Result<Child> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg(internal::PROXY);
+        let mut command = Command::new(self.program()?);
+        command.arg0("weft").arg(internal::PROXY);
+        if let Some((uid, gid)) = self.owner {
+            command.uid(uid).gid(gid);
+        }
         for (key, _) in std::env::vars_os() {
             // What is set for another sidecar on this machine is not for this one.
             if key.to_string_lossy().starts_with("WEFT_PROXY_") {
@@ -47,17 +55,29 @@ impl Sidecar<'_> {
             }
         }
         command
-            .env("WEFT_PROXY_CONTROL", self.control.to_string())
+            .env("WEFT_PROXY_CONTROL", &self.control)
             .env("WEFT_PROXY_WORKLOAD", &self.workload)
-            .env("WEFT_PROXY_TOKEN", &self.token)
             .env("WEFT_PROXY_ADMIN", self.admin.to_string())
             .env("WEFT_PROXY_PUBLIC_ADMIN", self.public_admin.to_string())
             .env("WEFT_PROXY_ACCESS_LOG", self.access_log)
             .env("WEFT_PROXY_GRACE", self.grace.as_secs().to_string());
+        let token = self.token.iter().map(|token| ("TOKEN", token));
+        let more = self.more.iter().map(|(name, value)| (*name, value));
+        for (name, value) in token.chain(more) {
+            command.env(format!("WEFT_PROXY_{name}"), value);
+        }
         if std::env::var_os("WEFT_LOG").is_none() && std::env::var_os("RUST_LOG").is_none() {
             command.env("WEFT_LOG", "warn");
         }
         Child::spawn(name, command)
+    }
+
+    /// This program. Another user may not be allowed to get to it by its path (/root/bin/weft).
+    fn program(&self) -> io::Result<PathBuf> {
+        match self.owner {
+            Some(_) => Ok("/proc/self/exe".into()),
+            None => std::env::current_exe(),
+        }
     }
 }
 

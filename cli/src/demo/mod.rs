@@ -212,13 +212,15 @@ impl Demo {
     fn spawn_sidecar(&mut self, member: Member) -> Result<(), Failure> {
         let name = member.role.name;
         let sidecar = Sidecar {
-            control: self.control.address,
+            control: self.control.address.to_string(),
             workload: format!("{NAMESPACE}/{name}"),
-            token: self.control.token(NAMESPACE, name)?,
+            token: Some(self.control.token(NAMESPACE, name)?),
             admin: loopback(member.admin),
             public_admin: member.public_admin_address(),
             access_log: "off",
             grace: Duration::from_secs(1),
+            owner: None,
+            more: Vec::new(),
         };
         let child = sidecar.spawn(format!("the sidecar of {name}"));
         self.sidecars

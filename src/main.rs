@@ -13,6 +13,7 @@ fn main() -> ExitCode {
             _ => usage(),
         },
         Some("init") => capture::main(&args.collect::<Vec<_>>()),
+        Some("drain") => app::drain(),
         // Not for people: a process that has handed over becomes this.
         Some("supervise") => app::supervise(std::env::args_os().skip(2)),
         Some("version" | "--version" | "-V") => {
@@ -35,8 +36,9 @@ fn usage() -> ExitCode {
 fn help() -> String {
     let mut text = String::from(
         "The Weft sidecar.\n\n\
-         usage: weft-proxy run [--bootstrap FILE]\n       weft-proxy init --help\n       weft-proxy version\n\n\
-         FILE is one JSON object with the settings in lower case; the environment wins.\n\n",
+         usage: weft-proxy run [--bootstrap FILE]\n       weft-proxy init --help\n       weft-proxy drain\n       weft-proxy version\n\n\
+         FILE is one JSON object with the settings in lower case; the environment wins.\n\
+         drain: ask the sidecar with the settings of this environment to drain, and return.\n\n",
     );
     for (name, default, what) in SETTINGS {
         let default = if default.is_empty() {

@@ -1,5 +1,6 @@
 //! The admin interfaces: one read-only for everybody, one complete for this machine only.
 
+mod ask;
 mod checks;
 mod dump;
 
@@ -24,6 +25,7 @@ use tokio::{
     sync::{Notify, watch},
 };
 
+pub use ask::post;
 pub use checks::Checks;
 
 use crate::{drain::Phase, worker::Shared, xds::Farewell};

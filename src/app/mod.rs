@@ -11,7 +11,12 @@ mod sockets;
 mod supervise;
 
 use std::{
-    future::Future, net::SocketAddr, path::Path, process::ExitCode, sync::Arc, time::SystemTime,
+    future::Future,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    time::SystemTime,
 };
 
 use tokio::{
@@ -28,7 +33,7 @@ use self::{
     sockets::{Inherited, divide},
 };
 use crate::{
-    admin::{Checks, Status},
+    admin::{self, Checks, Status},
     bootstrap::Bootstrap,
     config::Arrival,
     dns::{Resolver, Source},
@@ -42,6 +47,25 @@ use crate::{
 };
 
 pub use self::supervise::main as supervise;
+
+/// `weft-proxy drain`: asks the sidecar that has the settings of this environment to drain, as
+/// `POST /drain` does, and returns. For the hook of a container that is about to end.
+#[must_use]
+pub fn drain() -> ExitCode {
+    let asked = Bootstrap::read(None)
+        .map_err(|error| error.to_string())
+        .and_then(|bootstrap| admin::post(bootstrap.admin, "/drain"));
+    match asked {
+        Ok(answer) => {
+            print!("{answer}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// `weft-proxy run`: reads the settings, serves until SIGTERM or SIGINT, drains, exits.
 /// Exit codes: 0 after a drain, 1 on a failure, 2 when the settings are wrong.
@@ -206,11 +230,14 @@ impl App {
                 .map_err(|error| format!("{setting}: {error}"))
         };
         let admin = bind(bootstrap.admin, "admin", "WEFT_PROXY_ADMIN")?;
-        let public_admin = bind(
-            bootstrap.public_admin,
-            "public-admin",
-            "WEFT_PROXY_PUBLIC_ADMIN",
-        )?;
+        let public = bootstrap.public_admin;
+        let mut public_admin = bind(public, "public-admin", "WEFT_PROXY_PUBLIC_ADMIN")?;
+        if let Some(address) = also_in_ipv6(public)
+            && !listener::is_without_family(address)
+        {
+            let more = bind(address, "public-admin", "WEFT_PROXY_PUBLIC_ADMIN")?;
+            public_admin.0.extend(more.0);
+        }
         let workers = (0..bootstrap.workers)
             .map(|id| start_worker(id, shared.clone()))
             .collect::<Result<_, _>>()?;
@@ -268,6 +295,12 @@ impl App {
             () = telling => {}
         }
     }
+}
+
+/// All addresses of the machine are those of IPv6, too: the probes of a pod come to either.
+fn also_in_ipv6(address: SocketAddr) -> Option<SocketAddr> {
+    let all = address.ip() == Ipv4Addr::UNSPECIFIED && address.port() != 0;
+    all.then(|| (Ipv6Addr::UNSPECIFIED, address.port()).into())
 }
 
 impl Admin {

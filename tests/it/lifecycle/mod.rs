@@ -2,6 +2,7 @@
 //! process, drained as its application likes.
 
 mod drain;
+mod pod;
 mod process;
 mod restart;
 mod upgrade;

@@ -156,7 +156,7 @@ joined() { inside curl -sf http://127.0.0.1:14000/certs | grep -q /ns/default/sa
 await "the sidecar to have a certificate" joined
 pass "a sidecar joins with that token"
 
-bundle weft-proxy "$net-init" '["/weft-proxy", "init", "--mode=redirect"]'
+bundle weft-proxy "$net-init" '["/weft-proxy", "init", "--mode=redirect", "--exclude-inbound-ports=9187,9188", "--exclude-outbound-ports=25", "--exclude-outbound-cidrs=169.254.0.0/16,fd00:ec2::/32"]'
 jq '.process.user = {uid: 0, gid: 0} | .process.capabilities |= (.bounding = ["CAP_NET_ADMIN"] | .effective = ["CAP_NET_ADMIN"] | .permitted = ["CAP_NET_ADMIN"])' \
     "$work/$net-init/config.json" >"$work/init.json"
 mv "$work/init.json" "$work/$net-init/config.json"

@@ -3,10 +3,14 @@
 
 #![allow(clippy::unwrap_used)] // A helper of a test may panic as the test may.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use weft_proxy::bootstrap::Bootstrap;
 
 fn weft(args: &[&str], stdin: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_weft"))
@@ -95,8 +99,73 @@ fn twice_is_once_and_back_is_what_was() {
     }
 }
 
+/// Every environment that an output gives a sidecar.
+fn environments(value: &Value, found: &mut Vec<BTreeMap<String, String>>) {
+    let is_sidecar = value["name"] == "weft-proxy" && value["command"][1] == "run";
+    if is_sidecar {
+        let env = value["env"].as_array().unwrap().iter();
+        found.push(env.filter_map(variable).collect());
+    }
+    if value["command"][0] == "run" {
+        let env = value["environment"].as_object().unwrap().iter();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        found.push(
+            env.map(|(name, value)| (setting(name), text(value)))
+                .collect(),
+        );
+    }
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| environments(item, found)),
+        Value::Object(entries) => entries
+            .values()
+            .for_each(|value| environments(value, found)),
+        _ => {}
+    }
+}
+
+/// A setting as Kubernetes would fill it in.
+fn variable(entry: &Value) -> Option<(String, String)> {
+    let name = entry["name"].as_str()?;
+    if !name.starts_with("WEFT_PROXY_") {
+        return None;
+    }
+    let value = match entry["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
+        Some("status.podIPs") => "10.0.0.7,fd00::7".to_owned(),
+        Some("status.podIP") => "10.0.0.7".to_owned(),
+        Some(other) => panic!("{other}"),
+        None => entry["value"]
+            .as_str()?
+            .replace("$(POD_NAMESPACE)/$(POD_NAME)", "shop/web-1"),
+    };
+    Some((setting(name), value))
+}
+
+fn setting(name: &str) -> String {
+    name.strip_prefix("WEFT_PROXY_").unwrap().to_owned()
+}
+
+#[test]
+fn the_sidecar_understands_what_it_is_told() {
+    for (name, input) in inputs() {
+        let mut found = Vec::new();
+        for document in values(&injected(&name, &input)) {
+            environments(&document, &mut found);
+        }
+        assert!(!found.is_empty(), "{name}");
+        for settings in found {
+            let bootstrap = Bootstrap::parse(&settings, None);
+            let bootstrap = bootstrap.unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(
+                bootstrap.registration.is_some(),
+                name != "compose",
+                "{name}"
+            );
+        }
+    }
+}
+
 /// What the documents of a text mean.
-fn values(text: &str) -> Vec<serde_json::Value> {
+fn values(text: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(text).unwrap()
 }
 

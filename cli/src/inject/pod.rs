@@ -460,6 +460,12 @@ fn sidecar(settings: &Settings, plan: &Plan, workload: &Workload, options: &Opti
             ("failureThreshold", number(failures)),
         ])
     };
+    if is_native {
+        // It is told to end after the application has; callers have to hear of it at once.
+        let drain = map([("command", list(["/weft-proxy", "drain"].map(text)))]);
+        let hook = map([("exec", drain)]);
+        container.set("lifecycle", map([("preStop", hook)]));
+    }
     container.set("startupProbe", seconds("/ready", 1, 120));
     container.set("readinessProbe", seconds("/ready", 5, 3));
     container.set("livenessProbe", seconds("/live", 10, 3));

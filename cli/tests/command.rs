@@ -113,14 +113,17 @@ fn what_is_not_there_is_unreachable() {
 }
 
 #[test]
-fn help_says_what_is_not_supported() {
+fn help_says_where_the_control_plane_may_be() {
     let help = stdout(&weft(&["run", "--help"]));
     let words: Vec<_> = help.split_whitespace().collect();
-    assert!(
-        words
-            .join(" ")
-            .contains("Registration with a server on another machine is not supported yet")
-    );
+    let words = words.join(" ");
+    for part in [
+        "configuration directory of a `weft server` on this machine",
+        "With `--transparent` the control plane may be on another one",
+        "`--print-unit` prints a systemd service",
+    ] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
 }
 
 #[test]

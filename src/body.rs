@@ -5,9 +5,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use prometheus::IntCounter;
 
 use crate::util::Gate;
@@ -25,6 +29,133 @@ pub enum Body {
     /// A request body that is not asked for until the upstream wants it
     /// (`Expect: 100-continue`): polling it makes hyper send `100 Continue` downstream.
     Gated(Incoming, Option<IntCounter>, Gate),
+    /// A request body that can be read again from its beginning, as long as the tape holds it.
+    Taped(Reader),
+}
+
+/// The most of a request body that is held to be sent again, in bytes.
+const MAX_TAPE: usize = 64 * 1024;
+
+/// What was read of a request body, and the rest of it. Buffers are shared, not copied. The
+/// lock is taken for each frame and never contended: of several readers only the last reads.
+#[derive(Debug)]
+struct Tape {
+    incoming: Incoming,
+    counter: Option<IntCounter>,
+    /// From the beginning; empty once it is not held any more.
+    held: Vec<Held>,
+    bytes: usize,
+    /// Whether what is read is held: it may be wanted again and is not too much.
+    holding: bool,
+    /// The reader that counts.
+    reader: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Held {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+/// Reads a tape from its beginning.
+#[derive(Debug)]
+pub struct Reader {
+    tape: Arc<Mutex<Tape>>,
+    next: usize,
+    number: usize,
+}
+
+/// Gives a request body back for another try.
+#[derive(Debug)]
+pub struct Rewind(Option<Arc<Mutex<Tape>>>);
+
+impl Rewind {
+    /// There will be no other try: from here on nothing is held.
+    pub fn release(self) {
+        if let Some(tape) = self.0 {
+            tape.lock().holding = false;
+        }
+    }
+
+    /// The body once more, and earlier readers end; `None` if too much of it is gone.
+    #[must_use]
+    pub fn body(&self) -> Option<Body> {
+        let Some(tape) = &self.0 else {
+            return Some(Body::Empty);
+        };
+        let mut locked = tape.lock();
+        if !locked.holding {
+            return None;
+        }
+        locked.reader += 1;
+        Some(Body::Taped(Reader {
+            tape: tape.clone(),
+            next: 0,
+            number: locked.reader,
+        }))
+    }
+}
+
+impl Tape {
+    fn hold(&mut self, frame: &Frame<Bytes>) {
+        self.bytes += frame.data_ref().map_or(0, Bytes::len);
+        self.holding &= self.bytes <= MAX_TAPE;
+        if !self.holding {
+            // The reader is past all of it.
+            self.held = Vec::new();
+        } else if let Some(data) = frame.data_ref() {
+            self.held.push(Held::Data(data.clone()));
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.held.push(Held::Trailers(trailers.clone()));
+        }
+    }
+
+    /// What is held and was not read by a reader that will read `next`.
+    fn ahead(&self, next: usize) -> &[Held] {
+        self.held.get(next..).unwrap_or_default()
+    }
+}
+
+impl Reader {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
+        let tape = &mut *self.tape.lock();
+        if self.number != tape.reader {
+            return Poll::Ready(None);
+        }
+        if let Some(held) = tape.held.get(self.next) {
+            self.next += 1;
+            return Poll::Ready(Some(Ok(match held.clone() {
+                Held::Data(data) => Frame::data(data),
+                Held::Trailers(trailers) => Frame::trailers(trailers),
+            })));
+        }
+        let polled = poll_counted(&mut tape.incoming, tape.counter.as_ref(), cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            tape.hold(frame);
+            self.next += 1;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let tape = self.tape.lock();
+        tape.ahead(self.next).is_empty() && tape.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let tape = self.tape.lock();
+        let bytes = tape.ahead(self.next).iter().map(|held| match held {
+            Held::Data(data) => data.len() as u64,
+            Held::Trailers(_) => 0,
+        });
+        let (ahead, rest) = (bytes.sum::<u64>(), tape.incoming.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + ahead);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + ahead);
+        }
+        hint
+    }
 }
 
 impl Body {
@@ -40,6 +171,39 @@ impl Body {
 }
 
 impl Body {
+    /// Makes a request body one that can be sent again. `None` for what waits for a word of
+    /// the server before it is sent.
+    pub fn tape(&mut self) -> Option<Rewind> {
+        match std::mem::take(self) {
+            Self::Empty => Some(Rewind(None)),
+            Self::Incoming(incoming, counter) => {
+                let tape = Arc::new(Mutex::new(Tape {
+                    incoming,
+                    counter,
+                    held: Vec::new(),
+                    bytes: 0,
+                    holding: true,
+                    reader: 0,
+                }));
+                *self = Self::Taped(Reader {
+                    tape: tape.clone(),
+                    next: 0,
+                    number: 0,
+                });
+                Some(Rewind(Some(tape)))
+            }
+            Self::Taped(reader) => {
+                let tape = reader.tape.clone();
+                *self = Self::Taped(reader);
+                Some(Rewind(Some(tape)))
+            }
+            other @ (Self::Full(_) | Self::Gated(..)) => {
+                *self = other;
+                None
+            }
+        }
+    }
+
     /// Counts the bytes of a body that is read from the other side.
     pub fn count(&mut self, counter: Option<IntCounter>) {
         if let Self::Incoming(_, bytes) = self {
@@ -63,6 +227,7 @@ impl HttpBody for Body {
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
             Self::Incoming(incoming, bytes) => poll_counted(incoming, bytes.as_ref(), cx),
+            Self::Taped(reader) => reader.poll(cx),
             Self::Gated(incoming, bytes, gate) => {
                 ready!(gate.poll_open(cx));
                 poll_counted(incoming, bytes.as_ref(), cx)
@@ -75,6 +240,7 @@ impl HttpBody for Body {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_empty(),
             Self::Incoming(incoming, _) | Self::Gated(incoming, ..) => incoming.is_end_stream(),
+            Self::Taped(reader) => reader.is_end_stream(),
         }
     }
 
@@ -83,6 +249,7 @@ impl HttpBody for Body {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Incoming(incoming, _) | Self::Gated(incoming, ..) => incoming.size_hint(),
+            Self::Taped(reader) => reader.size_hint(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! HOT. One request on one connection. Says exactly whether a request that failed can have
 //! reached the application: what was never sent may be sent elsewhere, whatever its method.
 
-use http::{Request, Response, Uri, uri::Scheme};
+use http::{HeaderMap, Method, Request, Response, Uri, Version, uri::Scheme};
 use hyper::body::Incoming;
 
 use super::{
@@ -9,7 +9,7 @@ use super::{
     pool::{Lease, Pool},
 };
 use crate::{
-    body::Body,
+    body::{Body, Rewind},
     error::{Error, Reason, chain_text},
 };
 
@@ -23,7 +23,9 @@ pub enum Protocol {
 }
 
 /// Sends the request and waits for the head of the answer. After an error the request is
-/// still there if, and only if, not one byte of it can have been processed. Dropping the
+/// still there if, and only if, not one byte of it can have been processed: it was not sent,
+/// or the server of HTTP/2 has said so (a stream above the last of its GOAWAY, REFUSED_STREAM;
+/// RFC 9113 8.7) and at most 64 KiB of its body are gone. Dropping the
 /// future resets the stream (HTTP/2) or closes the connection (HTTP/1.1).
 ///
 /// # Errors
@@ -77,17 +79,25 @@ async fn send_http2(
     pool: &Pool,
     req: &mut Option<Request<Body>>,
 ) -> Result<(Response<Incoming>, Lease), Error> {
-    // A connection that is going away gives its unsent requests back; a fresh one takes them.
+    // A connection that is going away gives back what was not sent, and says what it has not
+    // looked at; a fresh one takes both.
     let mut moved = 0;
     loop {
         let guard = pool.http2(connector, dest).await?;
-        let Some(request) = req.take() else {
+        let Some(mut request) = req.take() else {
             return Err(already_sent());
         };
+        let spare = Spare::of(&mut request);
         match guard.sender().try_send_request(request).await {
-            Ok(response) => return Ok((response, Lease::Http2 { _stream: guard })),
+            Ok(response) => {
+                spare.body.map(Rewind::release);
+                return Ok((response, Lease::Http2 { _stream: guard }));
+            }
             Err(mut failed) => {
                 *req = failed.take_message();
+                if req.is_none() && was_refused(failed.error()) {
+                    *req = spare.request();
+                }
                 if req.is_none() || moved == 2 {
                     return Err(reason_of(failed.error()));
                 }
@@ -96,6 +106,49 @@ async fn send_http2(
             }
         }
     }
+}
+
+/// What a request is made from once more.
+struct Spare {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Option<Rewind>,
+}
+
+impl Spare {
+    fn of(request: &mut Request<Body>) -> Self {
+        Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: request.headers().clone(),
+            body: request.body_mut().tape(),
+        }
+    }
+
+    /// `None` if the body cannot be read again.
+    fn request(self) -> Option<Request<Body>> {
+        let mut request = Request::new(self.body.as_ref()?.body()?);
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = self.headers;
+        Some(request)
+    }
+}
+
+/// Whether the server says that it has not looked at the request. A GOAWAY is the error of the
+/// streams above its last one only; the others go on, or end with the connection.
+fn was_refused(error: &hyper::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(h2) = error.downcast_ref::<h2::Error>() {
+            let refused = h2.is_reset() && h2.reason() == Some(h2::Reason::REFUSED_STREAM);
+            return h2.is_remote() && (h2.is_go_away() || refused);
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn already_sent() -> Error {
@@ -203,22 +256,38 @@ mod tests {
     use std::{
         io,
         pin::Pin,
+        sync::Arc,
         task::{Context, Poll},
+        time::Duration,
     };
 
     use bytes::Bytes;
-    use http::Request;
-    use http_body::{Body, Frame};
-    use hyper::client::conn::{http1, http2};
+    use http::{Request, Response, Version};
+    use http_body::Frame;
+    use http_body_util::{BodyExt, Full};
+    use hyper::{
+        body::Incoming,
+        client::conn::{http1, http2},
+        service::service_fn,
+    };
     use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
 
-    use super::reason_of;
-    use crate::error::Reason;
+    use super::{Protocol, reason_of, send, target};
+    use crate::{
+        body::Body,
+        error::Reason,
+        telemetry::Metrics,
+        upstream::{Connector, Dest, Pool},
+    };
 
     /// A request body that breaks off.
     struct Broken(io::ErrorKind);
 
-    impl Body for Broken {
+    impl http_body::Body for Broken {
         type Data = Bytes;
         type Error = io::Error;
 
@@ -256,5 +325,147 @@ mod tests {
         let post = Request::post("http://a/").body(body).unwrap();
         let error = send.send_request(post).await.unwrap_err();
         assert_eq!(reason_of(&error).reason, Reason::ClientClosed, "{error:?}");
+    }
+
+    /// Refuses the first `refusals` streams as `how` says, then answers with what it was sent.
+    async fn refusing(refusals: usize, how: Refusal) -> Dest {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            for connection in 0.. {
+                let (tcp, _) = listener.accept().await.unwrap();
+                if how == Refusal::GoAway && connection < refusals {
+                    tokio::spawn(go_away(tcp));
+                } else {
+                    tokio::spawn(echo(tcp, usize::from(connection < refusals)));
+                }
+            }
+        });
+        Dest {
+            address,
+            source: None,
+            tls: None,
+            timeout: Duration::from_secs(5),
+        }
+    }
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Refusal {
+        RefusedStream,
+        GoAway,
+    }
+
+    /// Reads the request, and then says that it has not looked at it.
+    async fn go_away(mut tcp: TcpStream) {
+        const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        tcp.write_all(&SETTINGS).await.unwrap();
+        let mut preface = [0; 24];
+        tcp.read_exact(&mut preface).await.unwrap();
+        let mut ended = false;
+        while !ended {
+            let mut head = [0; 9];
+            tcp.read_exact(&mut head).await.unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; length as usize];
+            tcp.read_exact(&mut payload).await.unwrap();
+            // DATA or HEADERS with END_STREAM.
+            ended = head[3] <= 1 && head[4] & 1 == 1;
+        }
+        tcp.write_all(&GOAWAY).await.unwrap();
+        let _ = tcp.read(&mut [0; 64]).await;
+    }
+
+    async fn echo(tcp: TcpStream, mut refusals: usize) {
+        let mut server = h2::server::handshake(tcp).await.unwrap();
+        while let Some(Ok((request, mut respond))) = server.accept().await {
+            let refuse = refusals > 0;
+            refusals = refusals.saturating_sub(1);
+            tokio::spawn(async move {
+                let mut body = request.into_body();
+                let mut all = Vec::new();
+                while let Some(data) = body.data().await {
+                    let data = data.unwrap();
+                    body.flow_control().release_capacity(data.len()).unwrap();
+                    all.extend_from_slice(&data);
+                }
+                if refuse {
+                    return respond.send_reset(h2::Reason::REFUSED_STREAM);
+                }
+                let mut stream = respond.send_response(Response::new(()), false).unwrap();
+                stream.send_data(all.into(), true).unwrap();
+            });
+        }
+    }
+
+    /// Sends the bytes as a client of ours would, so that the body is one that hyper read.
+    async fn posted(dest: Dest, bytes: Vec<u8>) -> Result<Vec<u8>, Reason> {
+        let (client, server) = tokio::io::duplex(1 << 20);
+        let service = service_fn(move |req: Request<Incoming>| {
+            let dest = dest.clone();
+            async move {
+                let connector = Connector {
+                    identity: Arc::default(),
+                    metrics: Metrics::new(),
+                };
+                let pool = Pool::default();
+                let uri = "http://a/".parse().unwrap();
+                let (mut parts, body) = req.into_parts();
+                parts.uri = target(uri, Protocol::Http2, Some("a")).unwrap();
+                parts.version = Version::HTTP_2;
+                parts.headers.clear();
+                let req = Request::from_parts(parts, Body::incoming(body, None));
+                let sent = send(&connector, &dest, &pool, Protocol::Http2, &mut Some(req)).await;
+                Ok::<_, String>(match sent {
+                    Ok((response, lease)) => {
+                        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+                        drop(lease);
+                        Response::new(Full::new(bytes))
+                    }
+                    Err(error) => Response::builder()
+                        .status(502)
+                        .body(Full::from(error.reason.slug()))
+                        .unwrap(),
+                })
+            }
+        });
+        let serving = hyper::server::conn::http1::Builder::new();
+        tokio::spawn(serving.serve_connection(TokioIo::new(server), service));
+        let (mut send, connection) = http1::handshake(TokioIo::new(client)).await.unwrap();
+        tokio::spawn(connection);
+        let post = Request::post("/")
+            .header("host", "a")
+            .body(Full::new(Bytes::from(bytes)));
+        let response = send.send_request(post.unwrap()).await.unwrap();
+        let ok = response.status() == 200;
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        if ok {
+            return Ok(bytes.to_vec());
+        }
+        Err(Reason::from_slug(std::str::from_utf8(&bytes).unwrap()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_the_server_has_not_looked_at_is_sent_again() {
+        for (refusals, how, size, expected) in [
+            (1, Refusal::RefusedStream, 0, None),
+            (2, Refusal::RefusedStream, 10_000, None),
+            (1, Refusal::GoAway, 0, None),
+            (2, Refusal::GoAway, 10_000, None),
+            (1, Refusal::GoAway, 60_000, None),
+            // More than is held of a body.
+            (1, Refusal::RefusedStream, 65_537, Some(Reason::PeerReset)),
+            // Again and again.
+            (3, Refusal::RefusedStream, 10, Some(Reason::PeerReset)),
+            (3, Refusal::GoAway, 10, Some(Reason::PeerClosed)),
+        ] {
+            let dest = refusing(refusals, how).await;
+            let bytes: Vec<u8> = (0..size).map(|n| n as u8).collect();
+            let found = posted(dest, bytes.clone()).await;
+            match expected {
+                None => assert!(found == Ok(bytes), "{refusals} {size}: {:?}", found.err()),
+                Some(reason) => assert_eq!(found.err(), Some(reason), "{refusals} {size}"),
+            }
+        }
     }
 }

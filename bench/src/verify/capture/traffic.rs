@@ -1,7 +1,8 @@
 //! The load of an application that knows nothing of the mesh, from inside of its host: 2,000
 //! requests a second over keep-alive HTTP/1.1, HTTP/2, gRPC streams and WebSockets, sent by
 //! the clock. A client as good ones are: it reads GOAWAY and `connection: close`, looks
-//! whether an idle connection has ended before it uses it, and tries nothing twice.
+//! whether an idle connection has ended before it uses it, and tries nothing twice but what a
+//! GOAWAY says was not looked at (RFC 9113 6.8), as clients of gRPC and HTTP/2 do.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -309,10 +310,17 @@ async fn usable(
 }
 
 async fn http2_exchange(shared: &Shared, sender: &mut SendRequest<Bytes>) -> Result<()> {
-    let request = shared.request("/").body(()).context("request")?;
     let exchange = async {
-        let (response, _) = sender.send_request(request, true).context("send")?;
-        let response = response.await.context("response")?;
+        let response = loop {
+            let request = shared.request("/").body(()).context("request")?;
+            let (response, _) = sender.send_request(request, true).context("send")?;
+            match response.await {
+                Err(error) if not_looked_at(&error) => {
+                    *sender = usable(shared, &mut None).await?;
+                }
+                answered => break answered.context("response")?,
+            }
+        };
         let reason = response
             .headers()
             .get("weft-reason")
@@ -333,6 +341,11 @@ async fn http2_exchange(shared: &Shared, sender: &mut SendRequest<Bytes>) -> Res
         }
     };
     timeout(PATIENCE, exchange).await.context("no answer")?
+}
+
+/// Whether the stream is above the last one of a GOAWAY.
+fn not_looked_at(error: &h2::Error) -> bool {
+    error.is_remote() && error.is_go_away()
 }
 
 /// Streams, one after the other: `messages` in each, the next when the last has come back.
@@ -414,15 +427,21 @@ async fn grpc_session<'a>(
     loop {
         let last = clock.left == 1;
         let exchange = async {
-            send.send_data(frame.clone(), last).context("send")?;
+            let sent = send.send_data(frame.clone(), last);
             if let Some(response) = response.take() {
-                let response = response.await.context("response")?;
+                let response = match response.await {
+                    Err(error) if not_looked_at(&error) => return Ok(Progress::Again),
+                    answered => answered.context("response")?,
+                };
+                sent.context("send")?;
                 expect(response.status().as_u16(), "-")?;
                 if let Some(status) = response.headers().get("grpc-status") {
                     let reason = response.headers().get("weft-reason");
                     return Err(Error::new(format!("grpc-status {status:?} {reason:?}")));
                 }
                 body = Some(response.into_body());
+            } else {
+                sent.context("send")?;
             }
             let body = body.as_mut().context("no response")?;
             let mut received = 0;
@@ -437,7 +456,7 @@ async fn grpc_session<'a>(
                 let _ = body.flow_control().release_capacity(data.len());
             }
             if !last {
-                return Ok(());
+                return Ok(Progress::Back);
             }
             while let Some(data) = body.data().await {
                 data.context("body")?;
@@ -447,7 +466,7 @@ async fn grpc_session<'a>(
                 .as_ref()
                 .and_then(|trailers| trailers.get("grpc-status"));
             match status {
-                Some(status) if status == "0" => Ok(()),
+                Some(status) if status == "0" => Ok(Progress::Back),
                 status => Err(Error::new(format!("grpc-status {status:?}"))),
             }
         };
@@ -455,10 +474,24 @@ async fn grpc_session<'a>(
             .await
             .context("no answer")
             .flatten();
+        let result = match result {
+            // The next session begins with the message that was due.
+            Ok(Progress::Again) => return clock,
+            Ok(Progress::Back) => Ok(()),
+            Err(error) => Err(error),
+        };
         if !clock.next(&result).await {
             return clock;
         }
     }
+}
+
+/// What became of a message of a gRPC stream.
+enum Progress {
+    /// It has come back.
+    Back,
+    /// The server has not looked at the stream.
+    Again,
 }
 
 async fn websocket_session(mut clock: Clock<'_>) -> Clock<'_> {

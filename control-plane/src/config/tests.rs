@@ -443,6 +443,23 @@ fn captured_workloads() {
                 "spec.additionalAddresses[0]: peers cannot connect to ::",
             ),
             (
+                // A caller that connects to it reaches itself.
+                "address: '::ffff:0.0.0.0', capture: {}",
+                "spec.address: peers cannot connect to 0.0.0.0",
+            ),
+            (
+                "address: '::ffff:224.0.0.1', capture: {}",
+                "spec.address: peers cannot connect to 224.0.0.1",
+            ),
+            (
+                "address: 255.255.255.255",
+                "spec.address: peers cannot connect to 255.255.255.255",
+            ),
+            (
+                "address: 240.240.0.7, capture: {}",
+                "spec.address: 240.240.0.7 is in 240.240.0.0/16, which the mesh gives to services",
+            ),
+            (
                 "address: 10.0.0.1, capture: {}, additionalAddresses: ['::ffff:10.0.0.1']",
                 "spec.additionalAddresses[0]: 10.0.0.1 is given twice",
             ),

@@ -6,6 +6,7 @@ use super::field::{Field, Object};
 use super::{Content, Meta, Reference, Role, check, label};
 use crate::model::{
     Capture, CaptureMode, InboundPorts, Protocol, SIDECAR_PORTS, Upstream, Workload, WorkloadPort,
+    is_virtual,
 };
 
 const DEFAULT_OUTBOUND_PORT: u16 = 14001;
@@ -201,14 +202,22 @@ fn address(field: &Field<'_>) -> Option<IpAddr> {
         );
         return None;
     };
-    if address.is_unspecified() || address.is_multicast() {
+    // An IPv4 address in the clothes of IPv6 is the same address.
+    let address = address.to_canonical();
+    let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    if address.is_unspecified() || address.is_multicast() || broadcast {
         field.error(
             format!("peers cannot connect to {address}"),
             "write the address that peers reach this workload at",
         );
     }
-    // An IPv4 address in the clothes of IPv6 is the same address.
-    Some(address.to_canonical())
+    if is_virtual(address) {
+        field.error(
+            format!("{address} is in 240.240.0.0/16, which the mesh gives to services"),
+            "write the address that peers reach this workload at",
+        );
+    }
+    Some(address)
 }
 
 fn decode_port(item: &Field<'_>, arrival: Arrival) -> Option<WorkloadPort> {

@@ -25,8 +25,14 @@ use crate::{
 
 /// A destination that no request asked for in this time is given up.
 const UNUSED: Duration = Duration::from_secs(600);
-/// Looked-up authorities at one time; more are refused until some are given up.
-const MAX_HOSTS: usize = 4096;
+/// Looked-up authorities at one time. Each is up to three names of the stream (virtual host,
+/// cluster, endpoints), which may have 10,000 (docs/xds.md).
+const MAX_HOSTS: usize = 2048;
+/// The longest VHDS name that is asked for, bytes: a host name of 253, a port, a table.
+/// One that is too long for the control plane would end the stream, again and again.
+const MAX_NAME: usize = 320;
+/// When there are too many, those that no request asked for in this time, seconds, make room.
+const IDLE_SECONDS: u32 = 10;
 
 /// A captured connection without a byte in this time is closed.
 const IDLE: Option<Duration> = Some(Duration::from_secs(3600));
@@ -132,42 +138,52 @@ impl Linker {
         true
     }
 
-    /// A request asks for an authority by its VHDS name. False if there are too many.
+    /// A request asks for an authority by its VHDS name. False if it cannot be looked up:
+    /// there are too many, or no name is as long.
     pub fn demand(&mut self, name: &str, now_seconds: u32) -> bool {
         if self.demanded.contains_key(name) {
             return true;
         }
-        if self.demanded.len() >= MAX_HOSTS && !self.give_up_absent() {
+        if name.len() > MAX_NAME
+            || (self.demanded.len() >= MAX_HOSTS && !self.give_up_one(now_seconds))
+        {
             return false;
         }
         self.demanded.insert(name.into(), now_seconds);
         true
     }
 
-    /// Makes room for one more: names that do not exist must not keep out those that do.
-    fn give_up_absent(&mut self) -> bool {
-        let live = &self.live.hosts;
-        let oldest = self
-            .demanded
-            .iter()
-            .filter(|(name, _)| matches!(live.get(*name), Some(None)))
-            .min_by_key(|(_, since)| **since)
-            .map(|(name, _)| name.clone());
-        oldest.is_some_and(|name| self.demanded.remove(&name).is_some())
+    /// Makes room for one more: names that do not exist must not keep out those that do, and
+    /// a scan of many ports or names must not keep out what is called next.
+    fn give_up_one(&mut self, now_seconds: u32) -> bool {
+        let absent = |name: &Arc<str>| matches!(self.live.hosts.get(name), Some(None));
+        let candidates = self.demanded.iter().map(|(name, since)| {
+            let used = self.last_used(name, *since);
+            (!absent(name), used, name)
+        });
+        let idle = |used: u32| now_seconds.saturating_sub(used) >= IDLE_SECONDS;
+        let least = candidates
+            .min()
+            .filter(|(exists, used, _)| !exists || idle(*used))
+            .map(|(.., name)| name.clone());
+        least.is_some_and(|name| self.demanded.remove(&name).is_some())
+    }
+
+    /// When a name that is demanded since then was asked for last, in seconds.
+    fn last_used(&self, name: &str, since: u32) -> u32 {
+        let host = self.live.hosts.get(name).and_then(Option::as_ref);
+        host.map_or(since, |host| host.last_used().max(since))
     }
 
     /// Gives up destinations that nobody has asked for lately; true if there were any.
     pub fn expire(&mut self, now_seconds: u32) -> bool {
         let before = self.demanded.len();
         let unused = UNUSED.as_secs() as u32;
-        let live = &self.live.hosts;
-        self.demanded.retain(|name, since| {
-            let used = live
-                .get(name)
-                .and_then(Option::as_ref)
-                .map_or(0, |host| host.last_used());
-            now_seconds.saturating_sub(used.max(*since)) < unused
+        let mut demanded = std::mem::take(&mut self.demanded);
+        demanded.retain(|name, since| {
+            now_seconds.saturating_sub(self.last_used(name, *since)) < unused
         });
+        self.demanded = demanded;
         self.demanded.len() != before
     }
 
@@ -659,28 +675,59 @@ mod tests {
 
     use weft_api::Kind;
 
-    use super::{Linker, MAX_HOSTS};
+    use super::{IDLE_SECONDS, Linker, MAX_HOSTS, MAX_NAME};
     use crate::telemetry::Metrics;
 
-    #[test]
-    fn names_that_do_not_exist_make_room() {
+    fn name(n: usize) -> Arc<str> {
+        format!("outbound/{n}").into()
+    }
+
+    fn full() -> Linker {
         let mut linker = Linker::new(Metrics::new(), 1);
-        let name = |n: usize| -> Arc<str> { format!("outbound/{n}").into() };
         for n in 0..MAX_HOSTS {
             assert!(linker.demand(&name(n), 1 + n as u32));
         }
-        // All of them may still exist.
-        assert!(!linker.demand("outbound/new", 9_000));
+        linker
+    }
+
+    #[test]
+    fn names_that_do_not_exist_make_room() {
+        let mut linker = full();
+        let now = MAX_HOSTS as u32;
         for absent in [7, 3] {
             assert!(linker.remove(Kind::VirtualHost, &name(absent)));
         }
         linker.link();
-        assert!(linker.demand("outbound/new", 9_000));
-        assert!(linker.demand("outbound/newer", 9_000));
-        assert!(!linker.demand("outbound/newest", 9_000));
+        assert!(linker.demand("outbound/new", now));
+        assert!(linker.demand("outbound/newer", now));
         let (snapshot, wanted) = linker.link();
         assert!(!snapshot.hosts.contains_key(&name(3)));
         assert!(wanted.contains(&(Kind::VirtualHost, "outbound/new".into())));
+        assert!(wanted.contains(&(Kind::VirtualHost, name(0))));
         assert_eq!(wanted.len(), MAX_HOSTS);
+    }
+
+    #[test]
+    fn names_that_nobody_asks_for_make_room() {
+        let mut linker = Linker::new(Metrics::new(), 1);
+        for n in 0..MAX_HOSTS {
+            assert!(linker.demand(&name(n), 100));
+        }
+        // Somebody may still wait for each of them.
+        assert!(!linker.demand("outbound/new", 99 + IDLE_SECONDS));
+        assert!(linker.demand("outbound/new", 100 + IDLE_SECONDS));
+        assert!(linker.demand("outbound/newer", 100 + IDLE_SECONDS));
+        assert_eq!(linker.demanded.len(), MAX_HOSTS);
+    }
+
+    #[test]
+    fn a_name_that_the_stream_could_not_carry_is_not_asked_for() {
+        let mut linker = Linker::new(Metrics::new(), 1);
+        let of = |length: usize| "x".repeat(length);
+        assert!(linker.demand(&of(MAX_NAME), 0));
+        assert!(!linker.demand(&of(MAX_NAME + 1), 0));
+        assert_eq!(linker.demanded.len(), 1);
+        // With what the control plane takes: 10,000 names of 2 MiB and 1024 bytes each.
+        assert!(MAX_HOSTS * 3 <= 8_000 && MAX_HOSTS * MAX_NAME <= 1 << 20);
     }
 }

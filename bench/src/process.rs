@@ -135,7 +135,8 @@ impl Output {
     }
 }
 
-/// A running child; killed when dropped.
+/// A running child; killed when dropped, but gone only a while later: what it had (ports) is
+/// free after [`Process::wait`].
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) name: String,
@@ -195,7 +196,8 @@ impl Process {
             .context(&self.name)
     }
 
-    /// Waits until `probe` says yes; fails early when the process ends.
+    /// Waits until `probe` says yes; fails early when the process ends. What answers the probe
+    /// must be this process: one that had the port before has to be gone.
     pub(crate) async fn until<F>(
         &mut self,
         what: &str,

@@ -214,7 +214,14 @@ impl Running {
             let (name, end, tail) = (&self.pod.name, exit_text(status), self.sidecar.tail());
             return Err(Error::new(format!("the sidecar of {name}: {end}\n{tail}")));
         }
-        drop(self.app.take());
+        if let Some(mut app) = self.app.take() {
+            if let Some(status) = app.ended() {
+                let (name, end, tail) = (&app.name, exit_text(status), app.tail());
+                return Err(Error::new(format!("{name} ended by itself: {end}\n{tail}")));
+            }
+            // The next one needs its port.
+            kill(&mut app).await?;
+        }
         self.app = Some(self.pod.backend(8080, None).await?);
         self.sidecar = self.pod.start_ready().await?;
         Ok(())

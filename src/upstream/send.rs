@@ -90,7 +90,9 @@ async fn send_http2(
         let spare = Spare::of(&mut request);
         match guard.sender().try_send_request(request).await {
             Ok(response) => {
-                spare.body.map(Rewind::release);
+                if let Some(body) = spare.body {
+                    body.release();
+                }
                 return Ok((response, Lease::Http2 { _stream: guard }));
             }
             Err(mut failed) => {

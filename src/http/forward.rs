@@ -24,7 +24,7 @@ use crate::{
     cluster::{Cluster, Pick},
     config::{AppProtocol, Forward, HostRewrite, HttpProtocol, RequestKey, Route, RouteAction},
     error::{Error, Reason},
-    snapshot::{Backend, LiveHost, normalize},
+    snapshot::{Backend, LiveHost, MAX_NAME, normalize},
     telemetry::{Side, StreamInfo, Tls},
     upstream::{Lease, Protocol, send, target},
     util::Gate,
@@ -186,12 +186,16 @@ impl Exchange {
         }
     }
 
-    /// Refuses everything but a probe that was configured for this port.
-    fn admit_probe(&self) -> Result<(), Error> {
+    /// Refuses everything but a probe that was configured for this port. A body or an upgrade
+    /// would carry to the application what nobody has permitted.
+    fn admit_probe(&mut self) -> Result<(), Error> {
+        let req = self.request()?;
+        let bare = req.body().is_end_stream() && !wants_websocket(req.headers());
         let port = self.connection.listener.config.port;
         let target = self.info.uri.path_and_query();
         let mut probes = self.connection.worker.shared.probes.iter();
-        let known = matches!(self.info.method, Method::GET | Method::HEAD)
+        let known = bare
+            && matches!(self.info.method, Method::GET | Method::HEAD)
             && probes.any(|(of, probe)| Some(*of) == port && Some(probe) == target);
         if known {
             return Ok(());
@@ -265,6 +269,9 @@ impl Exchange {
             return (Some(unknown()), None);
         }
         let name = format!("{}/{authority}", table.config.name);
+        if name.len() > MAX_NAME {
+            return (Some(unknown()), None);
+        }
         match snapshot.hosts.get(name.as_str()) {
             Some(Some(host)) => {
                 host.touch(worker.seconds());

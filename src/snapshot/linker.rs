@@ -30,7 +30,7 @@ const UNUSED: Duration = Duration::from_secs(600);
 const MAX_HOSTS: usize = 2048;
 /// The longest VHDS name that is asked for, bytes: a host name of 253, a port, a table.
 /// One that is too long for the control plane would end the stream, again and again.
-const MAX_NAME: usize = 320;
+pub const MAX_NAME: usize = 320;
 /// When there are too many, those that no request asked for in this time, seconds, make room.
 const IDLE_SECONDS: u32 = 10;
 

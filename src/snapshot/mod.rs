@@ -15,7 +15,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
-pub use linker::{Linker, Wanted};
+pub use linker::{Linker, MAX_NAME, Wanted};
 pub use table::{LiveTable, normalize};
 
 use crate::{

@@ -5,7 +5,7 @@ use tokio::io::AsyncReadExt as _;
 
 use crate::support::app;
 use crate::support::http1::{Http1, get, get_with, send};
-use crate::support::mesh::pair;
+use crate::support::mesh::{Mesh, Sidecar, Workload, pair, service, settings};
 
 #[tokio::test]
 async fn the_chunked_body_of_a_get_arrives() {
@@ -91,4 +91,81 @@ async fn both_sides_give_the_same_reason() {
     pair.client.until_metric(client, |n| n == 1.0).await;
     let server = r#"weft_server_requests_total{reason="connect_refused",code="502"}"#;
     pair.server.until_metric(server, |n| n == 1.0).await;
+}
+
+#[tokio::test]
+async fn a_name_too_long_for_the_control_plane_does_not_end_the_stream() {
+    let app = app::echo("echo").await;
+    let pair = pair(Some("http"), &app).await;
+    let endless = format!("{}.example", "x".repeat(4_000));
+    let reply = get(pair.outbound, &endless, "/").await;
+    assert_eq!(reply.outcome(), (404, "no_route"));
+    // Asked of the control plane.
+    let reply = get(pair.outbound, "echo.test", "/").await;
+    assert_eq!(reply.outcome(), (200, ""));
+    let connected = pair.client.metrics().await.sum("weft_control_connected");
+    assert_eq!(connected, 1.0);
+}
+
+#[tokio::test]
+async fn a_probe_carries_nothing_but_its_question() {
+    // Would switch protocols for whoever asks, and says what has arrived.
+    let app = app::raw(|head| match head.contains("upgrade: websocket") {
+        true => "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                 upgrade: websocket\r\n\r\n"
+            .to_owned(),
+        false => "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned(),
+    })
+    .await;
+    let workload = Workload::new("echo").serves(&app);
+    let documents = service("echo", "app: echo", Some("http")) + &workload.yaml();
+    let mesh = Mesh::strict(&documents).await;
+    let mut settings = settings(&workload, &mesh.token(&workload), mesh.control);
+    settings.insert("PROBES".to_owned(), "8080/healthz".to_owned());
+    let sidecar = Sidecar::start(&settings).await.unwrap();
+    sidecar.ready().await;
+    let upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+                   sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let refused = (403, "identity_required");
+    for (line, more, expected) in [
+        ("GET /healthz HTTP/1.1", "", (200, "")),
+        ("HEAD /healthz HTTP/1.1", "", (200, "")),
+        ("GET http://echo/healthz HTTP/1.1", "", (200, "")),
+        ("GET /healthz?x HTTP/1.1", "", refused),
+        ("GET //healthz HTTP/1.1", "", refused),
+        ("GET /healthz/ HTTP/1.1", "", refused),
+        ("GET /%68ealthz HTTP/1.1", "", refused),
+        ("GET /a/../healthz HTTP/1.1", "", refused),
+        ("POST /healthz HTTP/1.1", "", refused),
+        ("OPTIONS * HTTP/1.1", "", refused),
+        ("CONNECT echo:80 HTTP/1.1", "", refused),
+        ("GET /healthz HTTP/1.1", upgrade, refused),
+        (
+            "GET /healthz HTTP/1.1",
+            "content-length: 5\r\n\r\nhello",
+            refused,
+        ),
+        (
+            "GET /healthz HTTP/1.1",
+            "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
+            refused,
+        ),
+    ] {
+        let host = if line.starts_with("CONNECT") {
+            "echo:80"
+        } else {
+            "echo"
+        };
+        let request = format!("{line}\r\nhost: {host}\r\n{more}\r\n");
+        let mut client = Http1::connect(workload.inbound()).await.unwrap();
+        client.write(&request).await.unwrap();
+        let reply = client.head().await.unwrap();
+        assert_eq!(reply.outcome(), expected, "{request}");
+    }
+    // On one connection: what was admitted once admits nothing else.
+    let mut client = Http1::connect(workload.inbound()).await.unwrap();
+    for (path, expected) in [("/healthz", (200, "")), ("/secret", refused)] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: echo\r\n\r\n");
+        assert_eq!(client.exchange(request).await.unwrap().outcome(), expected);
+    }
 }

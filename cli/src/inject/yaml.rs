@@ -454,9 +454,12 @@ impl<'a> Reader<'a> {
     }
 
     fn next(&mut self) -> Result<(Event<'a>, Span), SyntaxError> {
-        let last = self.source.lines().count();
         let next = self.events.pop_front();
-        next.ok_or_else(|| error(last, "the document ends too early"))
+        // Counted only then: it takes a walk through the whole text.
+        next.ok_or_else(|| {
+            let last = self.source.lines().count();
+            error(last, "the document ends too early")
+        })
     }
 
     fn count(&mut self, nodes: usize, line: usize) -> Result<(), SyntaxError> {

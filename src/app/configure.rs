@@ -35,6 +35,8 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 const SWEEP: u64 = 5;
 const EXPIRE: u64 = 30;
+/// Seconds between two log lines about too many destinations.
+const COMPLAINTS: u32 = 10;
 
 /// The stop signals of all open sockets, by listener.
 #[derive(Clone, Debug, Default)]
@@ -110,6 +112,8 @@ pub(super) struct Configuration {
     go: watch::Receiver<bool>,
     /// What the control plane is told that we have.
     held: Vec<(Kind, Arc<str>, String)>,
+    /// When too many destinations are worth the next log line, seconds.
+    complain_at: u32,
 }
 
 /// Asks for everything to be on disk; answered when it is.
@@ -152,6 +156,7 @@ impl Configuration {
             saver,
             go,
             held: Vec::new(),
+            complain_at: 0,
         }
     }
 
@@ -285,8 +290,11 @@ impl Configuration {
     }
 
     fn demand(&mut self, name: &str) -> bool {
-        let fits = self.linker.demand(name, self.seconds());
-        if !fits {
+        let now = self.seconds();
+        let fits = self.linker.demand(name, now);
+        // An application that asks for very many would fill the log, too.
+        if !fits && now >= self.complain_at {
+            self.complain_at = now + COMPLAINTS;
             tracing::warn!(name, "too many destinations at one time; not looked up");
         }
         fits

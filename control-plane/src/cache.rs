@@ -279,8 +279,6 @@ pub struct Snapshots {
 struct Presence {
     /// Whose stream each is, by its number.
     streams: HashMap<u64, Arc<Workload>>,
-    /// How many each workload has.
-    counts: HashMap<Workload, usize>,
     /// The number of the next.
     next: u64,
     /// Those under way, oldest first.
@@ -343,22 +341,24 @@ impl Snapshots {
         let number = presence.next;
         presence.next += 1;
         presence.streams.insert(number, workload.clone());
-        *presence.counts.entry((*workload).clone()).or_default() += 1;
         for drain in presence.drains().filter(|d| d.workload() == &*workload) {
             drain.overtaken();
         }
         self.edit_draining(|draining| draining.remove(&*workload));
+        let since = self.current().generation;
         drop(presence);
         Connected {
             snapshots: self.clone(),
             workload,
             number,
+            since,
             open: true,
         }
     }
 
     /// Notes the end of a stream. Returns what to wait for if the workload is shutting down:
-    /// the end was clean, it was the last stream, and others may know the workload.
+    /// the end was clean, there is no newer stream of it, and others may know the workload.
+    /// An older one is of a process that was relieved, or lost without a word.
     fn disconnected(&self, number: u64, workload: &Workload, clean: bool) -> Option<Arc<Drain>> {
         let mut presence = self.presence.lock();
         presence.streams.remove(&number);
@@ -366,26 +366,25 @@ impl Snapshots {
         for drain in presence.drains() {
             drain.answered(number);
         }
-        let left = presence.counts.get_mut(workload).map_or(0, |count| {
-            *count -= 1;
-            *count
-        });
-        if left > 0 {
+        if !clean {
             return None;
         }
-        presence.counts.remove(workload);
+        let own = |of: &Arc<Workload>| **of == *workload;
+        let newer = |(other, of): (&u64, &Arc<Workload>)| *other > number && own(of);
         let (namespace, name) = workload;
         let known = self.current().mesh.workload(namespace, name).is_some();
-        if !clean || !known {
+        if !known || presence.streams.iter().any(newer) {
             return None;
         }
         self.edit_draining(|draining| draining.insert(workload.clone()));
         let current = self.current();
+        let mut others = presence.streams.clone();
+        others.retain(|_, of| !own(of));
         let drain = Arc::new(Drain::new(
             workload.clone(),
             current.generation,
             current.mesh.clone(),
-            presence.streams.clone(),
+            others,
         ));
         presence.drains.push(Arc::downgrade(&drain));
         Some(drain)
@@ -407,10 +406,17 @@ pub struct Connected {
     snapshots: Snapshots,
     workload: Arc<Workload>,
     number: u64,
+    since: u64,
     open: bool,
 }
 
 impl Connected {
+    /// The snapshot at that moment: every drain after it waits for this stream.
+    #[must_use]
+    pub fn since(&self) -> u64 {
+        self.since
+    }
+
     /// The number of the stream.
     #[must_use]
     pub fn number(&self) -> u64 {
@@ -427,7 +433,7 @@ impl Connected {
             .collect()
     }
 
-    /// The sidecar ended the stream: if it was its last, it is shutting down. Returns what it
+    /// The sidecar ended the stream: if it has no newer one, it is shutting down. Returns what it
     /// waits for then; the drain is over when the value is dropped.
     #[must_use]
     pub fn ended(mut self) -> Option<Arc<Drain>> {
@@ -551,6 +557,36 @@ spec: {address: 127.0.0.1, ports: [{port: 80}]}
         assert!(same(&before, &after, cluster, NAME));
         let versions = [&before, &after].map(|v| v.resource(endpoints, NAME).unwrap().version);
         assert_ne!(versions[0], versions[1]);
+    }
+
+    #[test]
+    fn a_process_that_has_taken_over_drains_although_the_old_stream_is_there_still() {
+        let snapshots = Snapshots::new(blog(), "", BTreeSet::new());
+        let draining = || !snapshots.current().draining().is_empty();
+        let old = snapshots.connected("blog", "post");
+        let new = snapshots.connected("blog", "post");
+        let drain = new.ended().unwrap();
+        assert!(draining());
+        assert_eq!(
+            drain.silent(),
+            "",
+            "it does not wait for its own old stream"
+        );
+        drop(old);
+        assert!(draining(), "a stream that breaks changes nothing");
+    }
+
+    #[test]
+    fn a_drain_that_begins_before_the_first_look_is_not_missed() {
+        let snapshots = Snapshots::new(blog(), "", BTreeSet::new());
+        let leaving = snapshots.connected("blog", "post");
+        let caller = snapshots.connected("blog", "web");
+        let drain = leaving.ended().unwrap();
+        let looked_at = snapshots.current().generation();
+        let noted = caller.drains(caller.since(), looked_at);
+        assert_eq!(noted.len(), 1);
+        noted[0].answered(caller.number());
+        assert_eq!(drain.silent(), "");
     }
 
     #[test]

@@ -351,6 +351,9 @@ impl Conversation {
         first: DeltaDiscoveryRequest,
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
     ) {
+        // Between the registration of this stream and its first look somebody may have begun
+        // to leave, and waits for it.
+        self.note_drains(self.connected.since());
         let end = match self.on_request(first) {
             Ok(()) => self.converse(&mut snapshots).await,
             Err(end) => end,

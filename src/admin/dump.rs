@@ -92,11 +92,19 @@ pub(super) fn config(shared: &Shared, status: &Status) -> Value {
             "connected": status.connected.load(Ordering::Relaxed),
             "disconnected": *status.disconnected.lock(),
         },
-        "rejected": *status.rejected.lock(),
+        "rejected": rejected(status),
         "listeners": listeners,
         "virtual_hosts": hosts,
         "clusters": clusters(shared),
     })
+}
+
+fn rejected(status: &Status) -> Value {
+    let all = status.rejected.lock();
+    let entries = all
+        .iter()
+        .map(|((kind, name), why)| (format!("{kind}/{name}"), json!(why)));
+    Value::Object(entries.collect())
 }
 
 fn routes(host: &LiveHost) -> Vec<Value> {

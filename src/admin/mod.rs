@@ -24,6 +24,7 @@ use tokio::{
     net::TcpListener,
     sync::{Notify, watch},
 };
+use weft_api::Kind;
 
 pub use ask::post;
 pub use checks::Checks;
@@ -54,8 +55,8 @@ pub struct Status {
     pub connected: AtomicBool,
     /// Why it is not.
     pub disconnected: Mutex<String>,
-    /// Rejected resources by `kind/name`, until a good version comes.
-    pub rejected: Mutex<BTreeMap<String, String>>,
+    /// Rejected resources, and why, until a good version comes or they are gone.
+    pub rejected: Mutex<BTreeMap<(Kind, Arc<str>), String>>,
     /// Listeners that could not be opened, by name.
     pub listeners: Mutex<BTreeMap<Arc<str>, String>>,
     /// Listeners whose clusters or routes have not arrived.
@@ -329,6 +330,11 @@ pub fn readiness(shared: &Shared, status: &Status) -> Result<(), String> {
     if let Some((name, error)) = status.listeners.lock().iter().next() {
         return Err(format!("listener {name}: {error}"));
     }
+    let snapshot = shared.snapshots.load_full();
+    let in_force = |name: &str| snapshot.listeners.contains_key(name);
+    if let Some(why) = never_good(&status.rejected.lock(), in_force) {
+        return Err(why);
+    }
     if status.bound.lock().is_empty() {
         let why = if status.connected.load(Ordering::Relaxed) {
             "the control plane has no listeners for this workload; is there a Workload document with this name?".to_owned()
@@ -343,6 +349,19 @@ pub fn readiness(shared: &Shared, status: &Status) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Why the first listener that has no version in force was rejected.
+fn never_good(
+    rejected: &BTreeMap<(Kind, Arc<str>), String>,
+    in_force: impl Fn(&str) -> bool,
+) -> Option<String> {
+    let mut listeners = rejected
+        .iter()
+        .filter(|((kind, _), _)| *kind == Kind::Listener);
+    let (_, why) = listeners.find(|((_, name), _)| !in_force(name))?;
+    let first = why.lines().next().unwrap_or_default();
+    Some(format!("a listener was rejected: {first}"))
 }
 
 /// Whether a path is the one of a page; those of probes go on after their prefix.
@@ -366,4 +385,41 @@ fn json(value: &serde_json::Value) -> Answer {
     let kind = header::HeaderValue::from_static("application/json");
     answer.headers_mut().insert(header::CONTENT_TYPE, kind);
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use weft_api::Kind;
+
+    use super::never_good;
+
+    #[test]
+    fn a_listener_that_was_never_good_is_missed() {
+        // (rejected, in force, what is missed)
+        for (rejected, in_force, expected) in [
+            (vec![], vec![], None),
+            (vec![(Kind::Listener, "outbound")], vec!["outbound"], None),
+            (
+                vec![(Kind::Listener, "outbound")],
+                vec!["inbound"],
+                Some("outbound"),
+            ),
+            (
+                vec![(Kind::Listener, "inbound"), (Kind::Listener, "outbound")],
+                vec!["inbound"],
+                Some("outbound"),
+            ),
+            (vec![(Kind::Cluster, "outbound")], vec![], None),
+        ] {
+            let all: BTreeMap<_, _> = rejected
+                .iter()
+                .map(|(kind, name)| ((*kind, (*name).into()), format!("{name}: x: no\n{name}: y")))
+                .collect();
+            let found = never_good(&all, |name| in_force.contains(&name));
+            let expected = expected.map(|name| format!("a listener was rejected: {name}: x: no"));
+            assert_eq!(found, expected, "{rejected:?} {in_force:?}");
+        }
+    }
 }

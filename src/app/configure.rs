@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     admin::Status,
-    config::{Arrival, DnsConfig, Listener, Value},
+    config::{Arrival, DnsConfig, Listener, Rejected, Value},
     dns::Names,
     identity::{ControlPlane, unix_seconds},
     listener,
@@ -176,6 +176,14 @@ impl Configuration {
             }
             self.update(&name, value, raw);
         }
+        // The others are asked for by name, if something refers to them.
+        let listeners = kept.rejected.iter();
+        for rejected in listeners.filter(|rejected| rejected.kind == Kind::Listener) {
+            // With no version that there is, so that it is sent, or said to be gone.
+            self.held
+                .push((rejected.kind, rejected.name.clone(), String::new()));
+            self.reject(rejected);
+        }
         let metrics = &self.shared.metrics;
         metrics.config_last_applied.set(unix_seconds(kept.saved));
         metrics.config_from_disk.set(1);
@@ -281,8 +289,15 @@ impl Configuration {
         }
     }
 
-    /// A resource is no longer held.
+    fn reject(&self, rejected: &Rejected) {
+        let mut all = self.status.rejected.lock();
+        let key = (rejected.kind, rejected.name.clone());
+        all.insert(key, rejected.to_string());
+    }
+
+    /// A resource is no longer held, or wanted.
     fn forget(&mut self, kind: Kind, name: &Arc<str>) {
+        self.status.rejected.lock().remove(&(kind, name.clone()));
         if let Some(saver) = &mut self.saver {
             saver.ledger.forget(kind, name);
             saver.config_changed();
@@ -361,7 +376,10 @@ impl Configuration {
                 self.forget(kind, &name);
                 self.linker.remove(kind, &name)
             }
-            Event::Absent(kind, name) => self.linker.remove(kind, &name),
+            Event::Absent(kind, name) => {
+                self.status.rejected.lock().remove(&(kind, name.clone()));
+                self.linker.remove(kind, &name)
+            }
             Event::Left(farewell) => {
                 self.status.connected.store(false, Ordering::Relaxed);
                 metrics.control_connected.set(0);
@@ -372,11 +390,7 @@ impl Configuration {
                 let kind = rejected.kind;
                 metrics.config_update(kind.name(), "rejected");
                 tracing::error!(%rejected, %kind, "configuration rejected; the last good one stays");
-                let key = format!("{kind}/{}", rejected.name);
-                self.status
-                    .rejected
-                    .lock()
-                    .insert(key, rejected.to_string());
+                self.reject(&rejected);
                 self.publish_sync();
                 false
             }
@@ -389,10 +403,7 @@ impl Configuration {
         for warning in value.warnings() {
             tracing::warn!(%kind, %name, warning, "a field has no effect");
         }
-        self.status
-            .rejected
-            .lock()
-            .remove(&format!("{kind}/{name}"));
+        self.status.rejected.lock().remove(&(kind, name.clone()));
         if let Value::Secret(bundle) = &value
             && let Err(error) = self.shared.identity.set_bundle(&bundle.0)
         {

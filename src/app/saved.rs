@@ -13,7 +13,7 @@ use weft_api::Kind;
 
 use super::handover::blocking;
 use crate::{
-    config::{self, Value},
+    config::{self, Rejected, Value},
     identity::IdentityStore,
     state::{Directory, Writer},
     telemetry::Metrics,
@@ -224,8 +224,10 @@ impl Ledger {
 pub(super) struct Kept {
     /// When it was written.
     pub(super) saved: SystemTime,
-    /// What can be used. What cannot is asked for again.
+    /// What can be used.
     pub(super) resources: Vec<(Arc<str>, Value, Raw)>,
+    /// What cannot, as of another version of this program. It is asked for again.
+    pub(super) rejected: Vec<Rejected>,
     pub(super) demanded: Vec<String>,
 }
 
@@ -243,7 +245,7 @@ impl Kept {
                 file.workload, file.trust_domain
             ));
         }
-        let mut resources = Vec::new();
+        let (mut resources, mut rejections) = (Vec::new(), Vec::new());
         for resource in file.resources {
             let name: Arc<str> = resource.name.into();
             // A kind that this version does not know.
@@ -260,12 +262,14 @@ impl Kept {
                 }
                 Err(rejected) => {
                     tracing::warn!(%rejected, %kind, "a resource from disk is not understood; the control plane is asked");
+                    rejections.push(rejected);
                 }
             }
         }
         Ok(Self {
             saved: UNIX_EPOCH + Duration::from_secs(file.saved),
             resources,
+            rejected: rejections,
             demanded: file.demanded,
         })
     }
@@ -318,6 +322,10 @@ mod tests {
         };
         assert_eq!((&**name, value.kind()), ("a", Kind::Endpoint));
         assert_eq!(*found, raw("a", "2"));
+        let [rejected] = kept.rejected.as_slice() else {
+            panic!("{:?}", kept.rejected);
+        };
+        assert_eq!((rejected.kind, &*rejected.name), (Kind::Cluster, "c"));
         for (workload, domain) in [("blog/post", "td"), ("blog/web", "other")] {
             let error = Kept::read(&payload, workload, domain).unwrap_err();
             assert!(

@@ -231,8 +231,9 @@ impl Client {
                     Ok(Some(response)) => {
                         self.backoff.reset();
                         let (events, answer) = self.state.on_response(response);
-                        let _ended = stream.requests.send(answer);
+                        // Before the answer: it says that they are in force.
                         events.into_iter().for_each(&mut *sink);
+                        let _ended = stream.requests.send(answer);
                     }
                     Ok(None) => return Ok("the control plane has ended the stream".to_owned()),
                     Err(status) => return Ok(describe(&status)),

@@ -87,7 +87,7 @@ struct Subscriptions {
     wildcard: bool,
     /// Whether this kind has been asked for on this stream.
     opened: bool,
-    /// What is subscribed to by name or held, with the last good version.
+    /// What is subscribed to by name or was sent, with the last good version.
     resources: BTreeMap<Arc<str>, Option<String>>,
     subscribe: BTreeSet<Arc<str>>,
     unsubscribe: BTreeSet<Arc<str>>,
@@ -206,6 +206,8 @@ impl State {
                 Ok(Some((value, raw))) => events.push(Event::Updated(name, value, raw)),
                 Ok(None) => {}
                 Err(rejected) => {
+                    // One that came unasked is to be told of when it goes.
+                    held.resources.entry(name).or_insert(None);
                     problems.push(rejected.to_string());
                     events.push(Event::Rejected(rejected));
                 }
@@ -234,7 +236,12 @@ impl Subscriptions {
         self.opened = true;
         let strings = |names: BTreeSet<Arc<str>>| names.iter().map(ToString::to_string).collect();
         let held = self.resources.iter();
-        let versions = held.filter_map(|(name, v)| Some((name.to_string(), v.clone()?)));
+        // What comes unasked is not answered for by name: without a good version we claim
+        // none that is known, so as to hear what has become of it.
+        let unknown = self.wildcard.then(String::new);
+        let versions = held.filter_map(|(name, version)| {
+            Some((name.to_string(), version.clone().or(unknown.clone())?))
+        });
         Some(DeltaDiscoveryRequest {
             resource_names_subscribe: strings(subscribe),
             resource_names_unsubscribe: if first {
@@ -675,13 +682,20 @@ mod tests {
             matches!(events.as_slice(), [Event::Rejected(_)]),
             "{events:?}"
         );
-        // A listener that is held is told of on the next stream, and its end is an event.
+        // A listener that is held is told of on the next stream, one that was rejected as one
+        // of no version that there is, and their end is an event.
         let held = &mut state.kinds[index(kind)].resources;
         held.insert("inbound|80".into(), Some("4".into()));
         state.opened();
-        assert_eq!(lines(&mut state), ["listener +* inbound|80=4 @blog/post"]);
-        let (events, _) = state.on_response(response(kind, Vec::new(), &["inbound|80"]));
-        assert_eq!(told(&events), ["removed listener inbound|80"]);
+        assert_eq!(
+            lines(&mut state),
+            ["listener +* inbound|80=4 outbound= @blog/post"]
+        );
+        let gone = response(kind, Vec::new(), &["inbound|80", "outbound"]);
+        assert_eq!(
+            told(&state.on_response(gone).0),
+            ["removed listener inbound|80", "absent listener outbound"]
+        );
         assert!(state.kinds[index(kind)].resources.is_empty());
     }
 

@@ -456,6 +456,15 @@ fn captured_workloads() {
                 "spec.address: peers cannot connect to 255.255.255.255",
             ),
             (
+                // Something else on each machine, such as what gives a cloud's credentials away.
+                "address: 169.254.169.254, capture: {}",
+                "spec.address: peers cannot connect to 169.254.169.254",
+            ),
+            (
+                "address: 'fe80::1', capture: {}",
+                "spec.address: peers cannot connect to fe80::1",
+            ),
+            (
                 "address: 240.240.0.7, capture: {}",
                 "spec.address: 240.240.0.7 is in 240.240.0.0/16, which the mesh gives to services",
             ),

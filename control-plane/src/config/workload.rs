@@ -204,8 +204,11 @@ fn address(field: &Field<'_>) -> Option<IpAddr> {
     };
     // An IPv4 address in the clothes of IPv6 is the same address.
     let address = address.to_canonical();
-    let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
-    if address.is_unspecified() || address.is_multicast() || broadcast {
+    let local = match address {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    if address.is_unspecified() || address.is_multicast() || local {
         field.error(
             format!("peers cannot connect to {address}"),
             "write the address that peers reach this workload at",

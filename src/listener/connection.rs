@@ -116,6 +116,11 @@ pub(super) async fn serve(
         (Arrived::Redirected(to) | Arrived::Transparently(to), Side::Client) => {
             captured::serve(context, tcp, to).await
         }
+        (Arrived::Redirected(to) | Arrived::Transparently(to), Side::Server)
+            if socket::is_private(to) =>
+        {
+            refuse(&context, tcp, Reason::LoopDetected).await
+        }
         (Arrived::Redirected(to), Side::Server) => {
             context.meant_for(to, own_source(to.ip()));
             by_chains(&context, tcp).await

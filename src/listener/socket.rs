@@ -43,6 +43,12 @@ pub(super) fn arrived(tcp: &TcpStream, arrival: Arrival, port: u16) -> Arrived {
     }
 }
 
+/// Whether no call from elsewhere can be for this destination: what listens on loopback only,
+/// as the admin pages do, stays private, whatever the kernel lets in (`route_localnet`).
+pub(super) fn is_private(destination: SocketAddr) -> bool {
+    plain(destination).ip().is_loopback()
+}
+
 fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -110,11 +116,29 @@ fn explain(address: SocketAddr, error: &io::Error) -> String {
 mod tests {
     use std::net::{SocketAddr, TcpListener};
 
-    use super::bind_for;
+    use super::{bind_for, is_private};
     use crate::config::Arrival;
 
     fn bind(address: SocketAddr, workers: usize) -> Result<Vec<TcpListener>, String> {
         bind_for(address, Arrival::Direct, workers)
+    }
+
+    #[test]
+    fn loopback_is_private() {
+        for (destination, private) in [
+            ("127.0.0.1:14000", true),
+            ("127.9.9.9:80", true),
+            ("[::1]:80", true),
+            ("[::ffff:127.0.0.1]:80", true),
+            ("10.9.0.2:80", false),
+            ("[fd00::2]:80", false),
+        ] {
+            assert_eq!(
+                is_private(destination.parse().unwrap()),
+                private,
+                "{destination}"
+            );
+        }
     }
 
     #[test]

@@ -304,19 +304,24 @@ impl Linker {
             let linked = match self.hosts.get(name) {
                 Some(Known::Absent) => Some(None),
                 Some(Known::Here(config)) if self.resolved(clusters_of(config)) => {
-                    let previous = live.and_then(Option::as_ref);
-                    let captured = is_address(name).then_some(&**config);
-                    let tcp = captured.map_or_else(Vec::new, |config| self.captured_tcp(config));
-                    Some(Some(self.link_host(config, Side::Client, tcp, previous)))
+                    Some(Some(self.link_demanded(name, config)))
                 }
-                // Not here yet: what was linked before stays in force.
-                _ => live.cloned(),
+                // Not here yet: what was linked before stays in force, with its clusters as
+                // they are now.
+                _ => live.map(|live| Some(self.link_demanded(name, &live.as_ref()?.config))),
             };
             if let Some(linked) = linked {
                 hosts.insert(name.clone(), linked);
             }
         }
         hosts
+    }
+
+    fn link_demanded(&self, name: &str, config: &Arc<VirtualHost>) -> Arc<LiveHost> {
+        let previous = self.live.hosts.get(name).and_then(Option::as_ref);
+        let captured = is_address(name).then_some(&**config);
+        let tcp = captured.map_or_else(Vec::new, |config| self.captured_tcp(config));
+        self.link_host(config, Side::Client, tcp, previous)
     }
 
     fn link_host(
@@ -452,7 +457,7 @@ impl Linker {
                 {
                     Some(self.link_table(config, Side::Client, live))
                 }
-                _ => live.cloned(),
+                _ => live.map(|live| self.link_table(&live.config, Side::Client, Some(live))),
             };
             if let Some(table) = table {
                 tables.insert(name.clone(), table);
@@ -479,7 +484,7 @@ impl Linker {
             let linked = if warm {
                 Some(self.link_listener(config, live))
             } else {
-                live.cloned()
+                live.map(|live| self.link_listener(&live.config, Some(live)))
             };
             if let Some(linked) = linked {
                 listeners.insert(name.clone(), linked);
@@ -550,10 +555,19 @@ impl Linker {
             .collect()
     }
 
-    /// Every name that something refers to.
+    /// Every name that something refers to: also what is in force and about to be replaced,
+    /// whose clusters must not grow old while it is.
     fn wanted(&self) -> Wanted {
         let mut wanted = Wanted::new();
         let mut clusters: BTreeSet<Arc<str>> = BTreeSet::new();
+        let hosts = self.live.hosts.values().flatten();
+        let tables = self.live.tables.values().flat_map(|table| table.hosts());
+        for host in hosts.chain(tables) {
+            clusters.extend(clusters_of(&host.config).cloned());
+        }
+        for listener in self.live.listeners.values() {
+            clusters.extend(clusters_of_listener(&listener.config).into_iter().cloned());
+        }
         for listener in self.listeners.values().filter_map(Known::here) {
             for chain in &listener.chains {
                 if let Filter::Http(http) = &chain.filter
@@ -670,64 +684,4 @@ fn service_of(host: &VirtualHost) -> (&str, &str) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use weft_api::Kind;
-
-    use super::{IDLE_SECONDS, Linker, MAX_HOSTS, MAX_NAME};
-    use crate::telemetry::Metrics;
-
-    fn name(n: usize) -> Arc<str> {
-        format!("outbound/{n}").into()
-    }
-
-    fn full() -> Linker {
-        let mut linker = Linker::new(Metrics::new(), 1);
-        for n in 0..MAX_HOSTS {
-            assert!(linker.demand(&name(n), 1 + n as u32));
-        }
-        linker
-    }
-
-    #[test]
-    fn names_that_do_not_exist_make_room() {
-        let mut linker = full();
-        let now = MAX_HOSTS as u32;
-        for absent in [7, 3] {
-            assert!(linker.remove(Kind::VirtualHost, &name(absent)));
-        }
-        linker.link();
-        assert!(linker.demand("outbound/new", now));
-        assert!(linker.demand("outbound/newer", now));
-        let (snapshot, wanted) = linker.link();
-        assert!(!snapshot.hosts.contains_key(&name(3)));
-        assert!(wanted.contains(&(Kind::VirtualHost, "outbound/new".into())));
-        assert!(wanted.contains(&(Kind::VirtualHost, name(0))));
-        assert_eq!(wanted.len(), MAX_HOSTS);
-    }
-
-    #[test]
-    fn names_that_nobody_asks_for_make_room() {
-        let mut linker = Linker::new(Metrics::new(), 1);
-        for n in 0..MAX_HOSTS {
-            assert!(linker.demand(&name(n), 100));
-        }
-        // Somebody may still wait for each of them.
-        assert!(!linker.demand("outbound/new", 99 + IDLE_SECONDS));
-        assert!(linker.demand("outbound/new", 100 + IDLE_SECONDS));
-        assert!(linker.demand("outbound/newer", 100 + IDLE_SECONDS));
-        assert_eq!(linker.demanded.len(), MAX_HOSTS);
-    }
-
-    #[test]
-    fn a_name_that_the_stream_could_not_carry_is_not_asked_for() {
-        let mut linker = Linker::new(Metrics::new(), 1);
-        let of = |length: usize| "x".repeat(length);
-        assert!(linker.demand(&of(MAX_NAME), 0));
-        assert!(!linker.demand(&of(MAX_NAME + 1), 0));
-        assert_eq!(linker.demanded.len(), 1);
-        // With what the control plane takes: 10,000 names of 2 MiB and 1024 bytes each.
-        assert!(MAX_HOSTS * 3 <= 8_000 && MAX_HOSTS * MAX_NAME <= 1 << 20);
-    }
-}
+mod tests;

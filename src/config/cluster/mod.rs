@@ -38,7 +38,8 @@ use super::{
 pub struct ClusterConfig {
     /// The resource name, as in `post-v2.blog:80`.
     pub name: Arc<str>,
-    /// Metadata `service`; the resource name if absent.
+    /// The label of metrics: metadata `service`, or `pod|` and metadata `workload`, or else the
+    /// resource name.
     pub service: Arc<str>,
     /// Metadata `namespace`; empty if absent.
     pub namespace: Arc<str>,
@@ -121,7 +122,11 @@ pub(super) fn read(p: &mut Problems, name: &str, from: &pb::Cluster) -> Option<C
     let name = p.name("name", &from.name, name);
     extras(p, from);
     let metadata = from.metadata.as_ref();
-    let service = p.metadata_string(metadata, "service");
+    let service = p.metadata_string(metadata, "service").map(Arc::from);
+    let workload = p.metadata_string(metadata, "workload");
+    // An address of one workload with any port: the labels of metrics must not grow with the
+    // ports that somebody tries.
+    let pod = workload.map(|workload| format!("pod|{workload}").into());
     let namespace = p.metadata_string(metadata, "namespace");
     let kind = ClusterType::read(p, &name, from);
     let connect_timeout = p
@@ -134,7 +139,7 @@ pub(super) fn read(p: &mut Problems, name: &str, from: &pb::Cluster) -> Option<C
     let protocol = protocol(p, from);
     let tls = tls::read_upstream(p, from.transport_socket.as_ref());
     Some(ClusterConfig {
-        service: service.map_or_else(|| name.clone(), Into::into),
+        service: service.or(pod).unwrap_or_else(|| name.clone()),
         namespace: namespace.unwrap_or_default().into(),
         name,
         kind: kind?,

@@ -170,6 +170,27 @@ fn string(text: &str) -> Json {
 }
 
 #[test]
+fn the_ports_of_a_pod_have_one_label() {
+    let weft = Struct {
+        fields: [
+            ("workload".to_owned(), string("post-0")),
+            ("namespace".to_owned(), string("blog")),
+        ]
+        .into(),
+    };
+    for port in ["8080", "9999"] {
+        let found = parsed(&eds(|c| {
+            c.name = format!("pod|10.9.0.2:{port}");
+            c.metadata = Some(Metadata {
+                filter_metadata: [("weft.dev".to_owned(), weft.clone())].into(),
+                ..Default::default()
+            });
+        }));
+        assert_eq!((&*found.service, &*found.namespace), ("pod|post-0", "blog"));
+    }
+}
+
+#[test]
 fn a_service() {
     let downstream =
         options::UpstreamProtocolOptions::UseDownstreamProtocolConfig(Default::default());

@@ -331,7 +331,7 @@ impl Linker {
         tcp: Vec<TcpBackend>,
         previous: Option<&Arc<LiveHost>>,
     ) -> Arc<LiveHost> {
-        let (service, namespace) = service_of(config);
+        let (service, namespace) = self.labels_of(config);
         let routes: Vec<Vec<Backend>> = config
             .routes
             .iter()
@@ -365,6 +365,17 @@ impl Linker {
             unrouted,
             last_used,
         })
+    }
+
+    /// The metric labels of the service and namespace that a virtual host is of: those of its
+    /// own cluster, or what names say.
+    fn labels_of<'a>(&'a self, host: &'a VirtualHost) -> (&'a str, &'a str) {
+        let own = own_cluster(host);
+        let live = own.and_then(|name| self.live.clusters.get(name));
+        match live.map(|cluster| &cluster.config) {
+            Some(config) if !config.namespace.is_empty() => (&config.service, &config.namespace),
+            _ => service_of(own.unwrap_or(&host.name)),
+        }
     }
 
     /// The backends of a virtual host's CONNECT route, for connections that carry bytes.
@@ -618,22 +629,19 @@ impl Linker {
         self.clusters.retain(|name, _| wants(Kind::Cluster)(name));
         self.endpoints.retain(|name, _| wants(Kind::Endpoint)(name));
         self.live.tables.retain(|name, _| wants(Kind::Route)(name));
-        let gone = |name: &Arc<str>| !wants(Kind::Cluster)(name);
-        for cluster in self
-            .live
-            .clusters
-            .iter()
-            .filter(|(name, _)| gone(name))
-            .map(|(_, c)| c)
-        {
+        let (stay, gone): (HashMap<_, _>, HashMap<_, _>) = std::mem::take(&mut self.live.clusters)
+            .into_iter()
+            .partition(|(name, _)| wants(Kind::Cluster)(name));
+        self.live.clusters = stay;
+        for cluster in gone.into_values() {
             cluster.close();
-            let config = &cluster.config;
-            self.metrics
-                .forget_endpoints(&config.service, &config.namespace);
+            let (of, namespace) = (&cluster.config.service, &cluster.config.namespace);
+            // The ports of a pod share their labels.
+            let mut others = self.live.clusters.values().map(|other| &other.config);
+            if !others.any(|other| other.service == *of && other.namespace == *namespace) {
+                self.metrics.forget_endpoints(of, namespace);
+            }
         }
-        self.live
-            .clusters
-            .retain(|name, _| wants(Kind::Cluster)(name));
     }
 }
 
@@ -668,16 +676,20 @@ fn same_clusters(a: &[Vec<Backend>], b: &[Vec<Backend>]) -> bool {
             .all(|(a, b)| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)))
 }
 
-/// Service and namespace that a virtual host is of. Its CONNECT route goes to the service's
-/// own cluster, however the client wrote the authority; without one its name tells.
-fn service_of(host: &VirtualHost) -> (&str, &str) {
+/// The cluster of a virtual host's CONNECT route: its service's own, however the client wrote
+/// the authority.
+fn own_cluster(host: &VirtualHost) -> Option<&Arc<str>> {
     let own = host.routes.iter().find_map(|route| match &route.action {
         RouteAction::Forward(forward) if forward.terminate_connect => {
             forward.clusters.clusters.first()
         }
         _ => None,
     });
-    let name = own.map_or(&*host.name, |cluster| &*cluster.name);
+    own.map(|cluster| &cluster.name)
+}
+
+/// Service and namespace as a name like `outbound/post.blog:80` has them.
+fn service_of(name: &str) -> (&str, &str) {
     let name = name.rsplit_once('/').map_or(name, |(_, name)| name);
     let host = name.rsplit_once(':').map_or(name, |(host, _)| host);
     host.split_once('.').unwrap_or((host, ""))

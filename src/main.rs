@@ -1,31 +1,39 @@
 //! `weft-proxy`: the sidecar.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::Path, process::ExitCode};
 
 use weft_proxy::{app, bootstrap::SETTINGS, capture};
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
-        Some("run") => match (args.next().as_deref(), args.next()) {
-            (None, _) => app::main(None),
-            (Some("--bootstrap"), Some(file)) => app::main(Some(&PathBuf::from(file))),
-            _ => usage(),
-        },
+        Some("run") => with_bootstrap(&args.collect::<Vec<_>>(), app::main),
         Some("init") => capture::main(&args.collect::<Vec<_>>()),
-        Some("drain") => app::drain(),
+        Some("drain") => with_bootstrap(&args.collect::<Vec<_>>(), app::drain),
         // Not for people: a process that has handed over becomes this.
         Some("supervise") => app::supervise(std::env::args_os().skip(2)),
         Some("version" | "--version" | "-V") => {
             println!("weft-proxy {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
-        Some("help" | "--help" | "-h") => {
-            print!("{}", help());
-            ExitCode::SUCCESS
-        }
+        Some("help" | "--help" | "-h") => told(),
         _ => usage(),
     }
+}
+
+/// A command whose one option is the file with the settings.
+fn with_bootstrap(args: &[String], command: fn(Option<&Path>) -> ExitCode) -> ExitCode {
+    match args {
+        [] => command(None),
+        [option, file] if option == "--bootstrap" => command(Some(Path::new(file))),
+        [option] if option == "--help" || option == "-h" => told(),
+        _ => usage(),
+    }
+}
+
+fn told() -> ExitCode {
+    print!("{}", help());
+    ExitCode::SUCCESS
 }
 
 fn usage() -> ExitCode {
@@ -36,9 +44,9 @@ fn usage() -> ExitCode {
 fn help() -> String {
     let mut text = String::from(
         "The Weft sidecar.\n\n\
-         usage: weft-proxy run [--bootstrap FILE]\n       weft-proxy init --help\n       weft-proxy drain\n       weft-proxy version\n\n\
+         usage: weft-proxy run [--bootstrap FILE]\n       weft-proxy init --help\n       weft-proxy drain [--bootstrap FILE]\n       weft-proxy version\n\n\
          FILE is one JSON object with the settings in lower case; the environment wins.\n\
-         drain: ask the sidecar with the settings of this environment to drain, and return.\n\n",
+         drain: ask the sidecar with the settings of this environment (only ADMIN counts) to drain, and return.\n\n",
     );
     for (name, default, what) in SETTINGS {
         let default = if default.is_empty() {

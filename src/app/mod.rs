@@ -49,12 +49,13 @@ use crate::{
 pub use self::supervise::main as supervise;
 
 /// `weft-proxy drain`: asks the sidecar that has the settings of this environment to drain, as
-/// `POST /drain` does, and returns. For the hook of a container that is about to end.
+/// `POST /drain` does, and returns. For the hook of a container that is about to end. Of the
+/// settings it needs the admin interface alone.
 #[must_use]
-pub fn drain() -> ExitCode {
-    let asked = Bootstrap::read(None)
+pub fn drain(file: Option<&Path>) -> ExitCode {
+    let asked = Bootstrap::read_admin(file)
         .map_err(|error| error.to_string())
-        .and_then(|bootstrap| admin::post(bootstrap.admin, "/drain"));
+        .and_then(|admin| admin::post(admin, "/drain"));
     match asked {
         Ok(answer) => {
             print!("{answer}");

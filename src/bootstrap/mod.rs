@@ -207,6 +207,8 @@ pub struct Bootstrap {
 /// What is logged unless somebody says otherwise.
 const LOG: &str = "warn,weft_proxy=info";
 
+const ADMIN_WANTED: &str = "an address such as 127.0.0.1:14000";
+
 /// The log filter for what has no other settings: `WEFT_LOG`, else the default.
 #[must_use]
 pub fn log_filter() -> String {
@@ -231,19 +233,31 @@ impl Bootstrap {
     /// # Errors
     /// With every setting that is missing, unknown or not understood.
     pub fn read(file: Option<&Path>) -> Result<Self, BootstrapError> {
-        let mut settings = match file {
-            Some(path) => read_file(path).map_err(|error| BootstrapError(vec![error]))?,
-            None => BTreeMap::new(),
-        };
-        let mut log = None;
-        for (name, value) in std::env::vars() {
-            if let Some(setting) = name.strip_prefix("WEFT_PROXY_") {
-                settings.insert(setting.to_owned(), value);
-            } else if name == "WEFT_LOG" || (name == "RUST_LOG" && log.is_none()) {
-                log = Some(value);
-            }
-        }
+        let (settings, log) = read_settings(file)?;
         Self::parse(&settings, log)
+    }
+
+    /// Where the sidecar with the settings of this environment has its full admin interface;
+    /// the other settings may be absent: who asks a sidecar for something needs no token.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the address is none.
+    pub fn read_admin(file: Option<&Path>) -> Result<SocketAddr, BootstrapError> {
+        let (settings, _) = read_settings(file)?;
+        Self::parse_admin(&settings)
+    }
+
+    fn parse_admin(settings: &BTreeMap<String, String>) -> Result<SocketAddr, BootstrapError> {
+        let mut p = Parser {
+            settings,
+            errors: Vec::new(),
+        };
+        let admin = p.value("ADMIN", ADMIN_WANTED);
+        if p.errors.is_empty() {
+            Ok(admin)
+        } else {
+            Err(BootstrapError(p.errors))
+        }
     }
 
     /// Checks settings by their names without the prefix.
@@ -266,7 +280,7 @@ impl Bootstrap {
             control: p.control(),
             namespace,
             workload,
-            admin: p.value("ADMIN", "an address such as 127.0.0.1:14000"),
+            admin: p.value("ADMIN", ADMIN_WANTED),
             public_admin: p.value("PUBLIC_ADMIN", "an address such as 0.0.0.0:14020"),
             workers: p.bounded("WORKERS", 1, 64),
             access_log: p.value("ACCESS_LOG", "off, errors or all"),
@@ -543,6 +557,25 @@ impl Fallback for Capture {
     fn fallback() -> Self {
         Self::Off
     }
+}
+
+/// The settings by their names without the prefix, and the log filter.
+fn read_settings(
+    file: Option<&Path>,
+) -> Result<(BTreeMap<String, String>, Option<String>), BootstrapError> {
+    let mut settings = match file {
+        Some(path) => read_file(path).map_err(|error| BootstrapError(vec![error]))?,
+        None => BTreeMap::new(),
+    };
+    let mut log = None;
+    for (name, value) in std::env::vars() {
+        if let Some(setting) = name.strip_prefix("WEFT_PROXY_") {
+            settings.insert(setting.to_owned(), value);
+        } else if name == "WEFT_LOG" || (name == "RUST_LOG" && log.is_none()) {
+            log = Some(value);
+        }
+    }
+    Ok((settings, log))
 }
 
 fn read_file(path: &Path) -> Result<BTreeMap<String, String>, String> {

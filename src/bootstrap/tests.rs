@@ -29,6 +29,23 @@ fn defaults_hold() {
 }
 
 #[test]
+fn who_asks_a_sidecar_for_something_needs_its_address_only() {
+    let admin = |settings: &[(&str, &str)]| {
+        let settings = settings
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let admin = Bootstrap::parse_admin(&settings.collect());
+        admin.map_or_else(|error| error.to_string(), |admin| admin.to_string())
+    };
+    assert_eq!(admin(&[]), "127.0.0.1:14000");
+    assert_eq!(admin(&[("ADMIN", "127.0.0.1:1")]), "127.0.0.1:1");
+    let elsewhere = [("TOKEN_FILE", "/not/there"), ("WORKLOAD", "")];
+    assert_eq!(admin(&elsewhere), "127.0.0.1:14000");
+    let wanted = "WEFT_PROXY_ADMIN: `here` is not an address such as 127.0.0.1:14000";
+    assert_eq!(admin(&[("ADMIN", "here")]), wanted);
+}
+
+#[test]
 fn lists_are_read() {
     let b = parse(&[
         ("STATE", "/var/lib/weft"),

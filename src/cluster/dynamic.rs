@@ -71,7 +71,9 @@ impl Dynamic {
     pub(super) fn sweep(&self, now: Instant) {
         self.made.lock().retain(|_, (endpoint, used)| {
             endpoint.pools().for_each(|pool| pool.sweep(now));
-            let unused = endpoint.active() == 0 && now.duration_since(*used) >= UNUSED;
+            // A connection that calls it again and again has it at hand.
+            let held = endpoint.active() > 0 || Arc::strong_count(endpoint) > 1;
+            let unused = !held && now.duration_since(*used) >= UNUSED;
             if unused {
                 endpoint.pools().for_each(Pool::close);
             }
@@ -143,7 +145,11 @@ mod tests {
         let later = Instant::now() + UNUSED;
         dynamic.sweep(later);
         assert_eq!(dynamic.made.lock().len(), 1);
+        let at_hand = used.endpoint.clone();
         drop(used);
+        dynamic.sweep(later);
+        assert_eq!(dynamic.made.lock().len(), 1);
+        drop(at_hand);
         dynamic.sweep(later);
         assert_eq!(dynamic.made.lock().len(), 0);
     }

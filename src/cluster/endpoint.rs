@@ -100,7 +100,7 @@ pub struct Pick {
 }
 
 impl Pick {
-    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
+    pub fn new(endpoint: Arc<Endpoint>) -> Self {
         endpoint.active.fetch_add(1, Ordering::Relaxed);
         Self { endpoint }
     }

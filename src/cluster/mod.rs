@@ -13,7 +13,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use dynamic::Dynamic;
-pub use endpoint::{EndpointSet, Pick};
+pub use endpoint::{Endpoint, EndpointSet, Pick};
 
 use crate::{
     config::{AppProtocol, ClusterConfig, ClusterType, Endpoints},
@@ -77,8 +77,14 @@ impl Cluster {
     /// The endpoint at an address, for a dynamic cluster.
     #[must_use]
     pub fn pick_at(&self, address: SocketAddr, source: Option<IpAddr>) -> Pick {
+        Pick::new(self.endpoint_at(address, source))
+    }
+
+    /// The same, to be picked many times with [`Pick::new`].
+    #[must_use]
+    pub fn endpoint_at(&self, address: SocketAddr, source: Option<IpAddr>) -> Arc<Endpoint> {
         let key = (address, source);
-        Pick::new(self.dynamic.endpoint(&self.config, key, self.workers))
+        self.dynamic.endpoint(&self.config, key, self.workers)
     }
 
     /// Swaps the endpoints.

@@ -454,9 +454,16 @@ impl Exchange {
         }
     }
 
-    async fn pick(&self, cluster: &Cluster, tried: &[SocketAddr]) -> Result<Option<Pick>, Error> {
+    async fn pick(
+        &self,
+        cluster: &Arc<Cluster>,
+        tried: &[SocketAddr],
+    ) -> Result<Option<Pick>, Error> {
         let worker = &self.connection.worker;
         if cluster.is_dynamic() {
+            if let Some(pick) = self.connection.meant_for(cluster) {
+                return Ok(tried.is_empty().then_some(pick));
+            }
             let original = self.connection.original.as_ref();
             return Box::pin(worker.pick(cluster, tried, original)).await;
         }

@@ -8,14 +8,14 @@ mod server;
 mod tracked;
 mod tunnel;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use weft_certs::spiffe::SpiffeId;
 
 use crate::{
-    cluster::Original,
-    config::{Filter, HttpConfig},
+    cluster::{Cluster, Endpoint, Original, Pick},
+    config::{ClusterType, Filter, HttpConfig},
     drain::{ConnectionGuard, Use},
     snapshot::{LiveFilter, LiveListener, LiveTable, Snapshot},
     telemetry::{RouteMetrics, Side, Tls},
@@ -37,6 +37,8 @@ pub struct Connection {
     pub only_authority: Option<Box<str>>,
     /// Captured: where it was meant to go.
     pub original: Option<Original>,
+    /// The endpoint there, once it was called.
+    made: OnceLock<(Arc<Cluster>, Arc<Endpoint>)>,
     /// Only configured probes of the application's health may pass: the client has not said
     /// who it is.
     pub probes_only: bool,
@@ -77,6 +79,7 @@ impl Connection {
             chain,
             only_authority: None,
             original: None,
+            made: OnceLock::new(),
             probes_only: false,
             tls,
             peer,
@@ -94,6 +97,19 @@ impl Connection {
             _active: self.pulse.request(),
             _open: open,
         }
+    }
+
+    /// The endpoint that a captured connection was meant for; `None` if the cluster has
+    /// another way to find its endpoints.
+    fn meant_for(&self, cluster: &Arc<Cluster>) -> Option<Pick> {
+        let original = self.original.as_ref()?;
+        if cluster.config.kind != ClusterType::Original {
+            return None;
+        }
+        let make = || cluster.endpoint_at(original.destination, original.source);
+        let (of, endpoint) = self.made.get_or_init(|| (cluster.clone(), make()));
+        let same = Arc::ptr_eq(of, cluster);
+        Some(Pick::new(if same { endpoint.clone() } else { make() }))
     }
 
     /// Whose calls it carries.

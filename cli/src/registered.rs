@@ -62,6 +62,8 @@ pub(crate) enum WithService {
 #[derive(Debug)]
 pub(crate) struct Registered {
     path: PathBuf,
+    /// Ports of the Service that was there already; none if it is among the documents.
+    service_ports: Option<Vec<u16>>,
 }
 
 impl Registered {
@@ -86,13 +88,28 @@ impl Registered {
         }
         let load = FileSource::new(config).load();
         let service = load.mesh.service(&documents.namespace, &documents.name);
+        let service_ports =
+            service.map(|service| service.ports.iter().map(|port| port.port).collect());
         let with_service = match service {
             Some(_) => WithService::No,
             None => WithService::Yes,
         };
         let text = documents.file_of(std::process::id(), with_service);
         files::replace(&path, &text).map_err(|error| Failure::io(path.display(), &error))?;
-        Ok(Self { path })
+        Ok(Self {
+            path,
+            service_ports,
+        })
+    }
+
+    /// The port that callers of the service by address use, if one Service port stands out:
+    /// the only one, or, of a Service that is among the documents, the `written` one.
+    pub(crate) fn service_port(&self, written: u16) -> Option<u16> {
+        match self.service_ports.as_deref() {
+            None => Some(written),
+            Some([only]) => Some(*only),
+            Some(_) => None,
+        }
     }
 }
 
@@ -167,13 +184,15 @@ mod tests {
         let registered = Registered::write(&documents, config.path()).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("kind: Service"), "{text}");
+        assert_eq!(registered.service_port(8080), Some(8080));
         drop(registered);
 
         fs::write(config.path().join("services.yaml"), &documents.service).unwrap();
-        let _registered = Registered::write(&documents, config.path()).unwrap();
+        let registered = Registered::write(&documents, config.path()).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert!(!text.contains("kind: Service"), "{text}");
         let load = FileSource::new(config.path()).load();
         assert!(load.diagnostics.is_empty(), "{:?}", load.diagnostics);
+        assert_eq!(registered.service_port(8080), Some(80));
     }
 }

@@ -352,6 +352,30 @@ fn files_are_joined() {
 }
 
 #[test]
+fn a_compose_file_is_told_from_a_manifest() {
+    let compose = "services:\n  web: { image: nginx }\n";
+    let both = format!("{compose}---\n{}", deployment("", ""));
+    for (command, input, help) in [
+        (
+            "uninject",
+            compose,
+            "it has not been changed: leave the override out",
+        ),
+        (
+            "inject",
+            &both,
+            "inject it alone: its output is an override",
+        ),
+    ] {
+        let output = weft(&[command], input);
+        assert_eq!(output.status.code(), Some(1), "{command}");
+        let expect =
+            format!("error: stdin:1: a file of docker compose, not a manifest\n  help: {help}\n");
+        assert!(stderr(&output).contains(&expect), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn options_reach_the_pod() {
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {serviceAccountName: w, containers: [{name: x}]}\n";
     let args = [

@@ -227,6 +227,9 @@ impl Walk<'_> {
         let (Some(version), Some(kind)) =
             (object.text_at(&["apiVersion"]), object.text_at(&["kind"]))
         else {
+            if is_compose(object) {
+                return self.report.error(beside_manifests(self.task).at(at));
+            }
             let missing = ["apiVersion", "kind"];
             let missing = missing
                 .into_iter()
@@ -340,6 +343,15 @@ fn is_list(object: &Node) -> bool {
 fn first_line(object: &Node) -> usize {
     let first = object.entries().first().map(|entry| entry.value.line);
     first.unwrap_or(object.line).max(1)
+}
+
+/// Why a file of docker compose is no manifest for this task.
+fn beside_manifests(task: Task<'_>) -> Problem {
+    let problem = Problem::new("a file of docker compose, not a manifest");
+    match task {
+        Task::Inject(_) => problem.help("inject it alone: its output is an override"),
+        Task::Uninject => problem.help("it has not been changed: leave the override out"),
+    }
 }
 
 /// Whether a text is a file of docker compose rather than manifests.

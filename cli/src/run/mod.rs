@@ -274,7 +274,7 @@ async fn supervise(
         started = start(args, transparent, &home) => started?,
         signal = signals.next() => return Ok(killed_by(signal.as_raw())),
     };
-    args.introduce(transparent, &home, started.ports, out);
+    args.introduce(transparent, &home, &started, out);
     let sidecar = &mut started.sidecar;
     let ended = application(args, transparent, started.ports, sidecar, &mut signals).await;
     // It may have ended by itself, which has been said.
@@ -287,7 +287,7 @@ async fn supervise(
 struct Started {
     ports: Ports,
     sidecar: Child,
-    _registered: Option<Registered>,
+    registered: Option<Registered>,
 }
 
 /// Registers the workload and starts its sidecar; once more with other ports when somebody else
@@ -339,7 +339,7 @@ async fn try_start(
     Ok(Started {
         ports,
         sidecar,
-        _registered: registered,
+        registered,
     })
 }
 
@@ -494,15 +494,24 @@ impl Args {
         &self,
         transparent: Option<&Transparent>,
         home: &Home,
-        ports: Ports,
+        started: &Started,
         out: &Output,
     ) {
         let (name, namespace) = (&self.name, &self.namespace);
         match home {
-            Home::Here { .. } => out.done(
-                "sidecar",
-                format_args!("ready; peers call http://{name}.{namespace}"),
-            ),
+            Home::Here { .. } => {
+                // Who calls an address needs its port; by an HTTP proxy the name is enough.
+                let port = started
+                    .registered
+                    .as_ref()
+                    .filter(|_| transparent.is_some());
+                let port = port.and_then(|registered| registered.service_port(self.port));
+                let port = port.map_or_else(String::new, |port| format!(":{port}"));
+                out.done(
+                    "sidecar",
+                    format_args!("ready; peers call http://{name}.{namespace}{port}"),
+                );
+            }
             Home::There(_) => out.done(
                 "sidecar",
                 format_args!(
@@ -510,7 +519,7 @@ impl Args {
                 ),
             ),
         }
-        let outbound = loopback(ports.outbound);
+        let outbound = loopback(started.ports.outbound);
         let by_name = transparent.is_some_and(Transparent::captures_dns);
         for to in &self.to {
             let service = &to.service;
@@ -519,7 +528,8 @@ impl Args {
                     out.done("upstream", format_args!("{service}: {}", loopback(port)));
                 }
                 None if by_name => {
-                    out.done("upstream", format_args!("{service}: http://{service}"));
+                    let how = "by its name, at the ports of its Service";
+                    out.done("upstream", format_args!("{service}: {how}"));
                 }
                 None => out.done(
                     "upstream",

@@ -113,15 +113,46 @@ fn read(path: &Path) -> io::Result<State> {
     Ok(serde_json::from_str(&fs::read_to_string(path)?)?)
 }
 
-/// Whether there is a process with this id.
+/// Whether there is a process with this id that has not ended. Init may let some time pass
+/// before it takes away one that has.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    pid.is_some_and(|pid| test_kill_process(pid).is_ok())
+    let known = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    known.is_some_and(|pid| test_kill_process(pid).is_ok())
+        && !fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| has_ended(&stat))
+}
+
+/// Whether `/proc/<pid>/stat` is of a zombie: the state follows the name, which may hold anything.
+fn has_ended(stat: &str) -> bool {
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|state| state.starts_with(['Z', 'X']))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_has_ended_is_not_alive() {
+        for (stat, expect) in [
+            ("7 (weft) S 1 7 7", false),
+            ("7 (weft) Z 1 7 7", true),
+            ("7 (x) Z 1) S 1 7 7", false),
+            ("7 (x) S 1) X 1 7 7", true),
+            ("", false),
+        ] {
+            assert_eq!(has_ended(stat), expect, "{stat}");
+        }
+        assert!(is_alive(std::process::id()));
+        assert!(!is_alive(u32::MAX));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        // Not waited for: it stays a zombie.
+        while is_alive(child.id()) {
+            assert!(std::time::Instant::now() < until, "a zombie is alive");
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+    }
 
     #[test]
     fn a_demo_is_found_while_it_runs() {

@@ -59,6 +59,12 @@ pub enum Found {
 }
 
 impl Shared {
+    /// Whether there is a connection to the control plane.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.metrics.control_connected.get() == 1
+    }
+
     /// What is known of a VHDS name; `None`: it was not looked up yet.
     #[must_use]
     pub fn host(&self, name: &str) -> Option<Found> {
@@ -88,7 +94,7 @@ impl Shared {
                 changes.changed().await.ok()?;
             }
         };
-        let patience = if self.metrics.control_connected.get() == 1 {
+        let patience = if self.is_connected() {
             LOOKUP
         } else {
             DISCONNECTED_LOOKUP
@@ -168,12 +174,7 @@ impl Worker {
             .resolver
             .addresses(host)
             .await
-            .map_err(|error| {
-                Error::new(
-                    Reason::NoEndpoints,
-                    format!("{host} has no address: {error}"),
-                )
-            })?;
+            .map_err(|error| Error::new(Reason::NoEndpoints, error))?;
         let untried: Vec<_> = addresses
             .iter()
             .map(|ip| SocketAddr::new(*ip, port))

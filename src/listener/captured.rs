@@ -1,7 +1,7 @@
 //! Calls of the application that the kernel led here: the address that they were made to tells
 //! the destination, whatever is said on them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tokio::net::TcpStream;
 
@@ -36,15 +36,27 @@ pub(super) async fn serve(
             context.authority = Some(destination.to_string().into());
             service(&context, tcp, &host).await
         }
-        found => {
-            let denied = match found {
-                Some(_) => Reason::UnknownDestination,
-                None => Reason::NotReady,
-            };
-            elsewhere(&context, tcp, denied).await
+        Some(Found::Absent) => elsewhere(&context, tcp, Reason::UnknownDestination).await,
+        None if may_be_outside(destination, context.worker.shared.is_connected()) => {
+            elsewhere(&context, tcp, Reason::NotReady).await
         }
+        None => denied(&context, tcp, Reason::NotReady).await,
     }
 }
+
+/// Whether a destination that nobody could tell about may be called as one outside of the
+/// mesh. Not while there is a control plane that may answer late: a service of the mesh would
+/// be called in plaintext. Never a virtual address, which nothing outside has.
+fn may_be_outside(destination: SocketAddr, connected: bool) -> bool {
+    let is_virtual = match destination.ip() {
+        IpAddr::V4(ip) => ip.octets()[..2] == VIRTUAL,
+        IpAddr::V6(_) => false,
+    };
+    !connected && !is_virtual
+}
+
+/// 240.240.0.0/16, out of which the control plane gives services their addresses.
+const VIRTUAL: [u8; 2] = [240, 240];
 
 /// To a service or a workload of the mesh.
 async fn service(context: &Context, tcp: TcpStream, host: &LiveHost) -> Result<(), Error> {
@@ -74,20 +86,22 @@ async fn service(context: &Context, tcp: TcpStream, host: &LiveHost) -> Result<(
 }
 
 /// To an address that is no service: as it is, if the mesh lets it.
-async fn elsewhere(context: &Context, tcp: TcpStream, denied: Reason) -> Result<(), Error> {
+async fn elsewhere(context: &Context, tcp: TcpStream, reason: Reason) -> Result<(), Error> {
     let listener = &context.listener;
     let chain = pick_chain(listener, TransportProtocol::RawBuffer, AppProtocol::Tcp);
     match chain.map(|chain| &listener.chains[chain]) {
         Some(LiveFilter::Tcp(backends)) => opaque::forward(context, tcp.into(), backends).await,
-        _ => {
-            tracing::info!(
-                reason = denied.slug(),
-                destination = ?context.original.map(|original| original.destination),
-                "call refused"
-            );
-            refuse(context, tcp, denied).await
-        }
+        _ => denied(context, tcp, reason).await,
     }
+}
+
+async fn denied(context: &Context, tcp: TcpStream, reason: Reason) -> Result<(), Error> {
+    tracing::info!(
+        reason = reason.slug(),
+        destination = ?context.original.map(|original| original.destination),
+        "call refused"
+    );
+    refuse(context, tcp, reason).await
 }
 
 /// The route table whose destinations are looked up by name.
@@ -101,4 +115,24 @@ fn table_of(listener: &LiveListener) -> &str {
         Filter::Tcp(_) => None,
     });
     table.unwrap_or("outbound")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_be_outside;
+
+    #[test]
+    fn silence_is_no_permission_to_leave_the_mesh() {
+        for (destination, connected, expected) in [
+            ("93.184.216.34:443", false, true),
+            ("[2001:db8::1]:443", false, true),
+            ("93.184.216.34:443", true, false),
+            ("240.240.1.1:80", false, false),
+            ("240.240.1.1:80", true, false),
+            ("240.241.1.1:80", false, true),
+        ] {
+            let found = may_be_outside(destination.parse().unwrap(), connected);
+            assert_eq!(found, expected, "{destination} {connected}");
+        }
+    }
 }

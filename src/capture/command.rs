@@ -48,7 +48,9 @@ pub fn main(args: &[String]) -> ExitCode {
     let (verb, options) = match parse(args) {
         Ok(parsed) => parsed,
         Err(error) => {
-            eprintln!("{error}");
+            for line in error.to_string().lines() {
+                eprintln!("error: {line}");
+            }
             return ExitCode::from(2);
         }
     };

@@ -75,8 +75,10 @@ pub(super) async fn shut_down(
     let mut left = status.left.subscribe();
     let mut polls = interval_at(started + POLL, POLL);
     polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Without a certificate there has never been a stream, and nobody could call.
+    let joined = *shared.identity.ready().borrow();
     // The client itself stops waiting after 10 s.
-    while left.borrow_and_update().is_none() && started.elapsed() < grace {
+    while joined && left.borrow_and_update().is_none() && started.elapsed() < grace {
         report.tell(drain, "the control plane to tell the peers");
         tokio::select! {
             _ = left.changed() => {}

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::keeping;
 use crate::support::app;
 use crate::support::http1::{self, Http1};
-use crate::support::mesh::{Mesh, Settings, Workload, service};
+use crate::support::mesh::{Mesh, Settings, Workload, service, settings};
 use crate::support::{free_port, loopback, until};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: echo\r\n\r\n";
@@ -206,6 +206,21 @@ async fn usr2_starts_the_program_again_and_the_first_process_stands_in() {
     let status = process.ended().await;
     assert_eq!(status.code(), Some(0), "{status}");
     assert!(http1::try_send(workload.outbound, GET).await.is_err());
+}
+
+/// Whose token is no good, or whose control plane was never there, has nobody to say goodbye to.
+#[tokio::test]
+async fn a_sidecar_without_a_certificate_ends_at_once() {
+    let (mesh, workload, _app, _state) = world().await;
+    let nowhere = loopback(free_port());
+    let mut settings = settings(&workload, &mesh.token(&workload), nowhere);
+    // More than is waited for below.
+    settings.insert("GRACE".to_owned(), "3600".to_owned());
+    let mut process = Process::start(&settings);
+    process.logged("no certificate yet").await;
+    process.signal(Signal::TERM);
+    let status = process.ended().await;
+    assert_eq!(status.code(), Some(0), "{status}");
 }
 
 #[tokio::test]

@@ -68,8 +68,9 @@ fn a_comparison_has_rows_with_costs_and_leaves_nothing() {
         stdout,
         stderr,
     } = tool(dir.path(), &args).output().unwrap();
-    assert!(status.success(), "{}", text(&stderr));
-    let report: serde_json::Value = serde_json::from_slice(&stdout).unwrap();
+    let (report, words) = (text(&stdout), text(&stderr));
+    assert!(status.success(), "{report}\n{words}");
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     let rows = report["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 12, "6 workloads, 2 subjects");
     for row in rows {

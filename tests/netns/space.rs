@@ -7,7 +7,7 @@ use std::{
     os::fd::AsFd,
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -157,7 +157,13 @@ impl Space {
                 socket.set_only_v6(true).unwrap();
             }
             socket.set_reuse_address(true).unwrap();
-            socket.bind(&address.into()).unwrap();
+            // A program that another test is starting has all our sockets open for a moment.
+            let deadline = Instant::now() + PATIENCE;
+            while let Err(error) = socket.bind(&address.into()) {
+                let taken = error.kind() == std::io::ErrorKind::AddrInUse;
+                assert!(taken && Instant::now() < deadline, "{address}: {error}");
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
             socket.listen(16).unwrap();
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             Listener(socket.into())

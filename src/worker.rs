@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long a first look-up waits for the control plane.
-const LOOKUP: Duration = Duration::from_secs(5);
+pub const LOOKUP: Duration = Duration::from_secs(5);
 /// The same while there is no connection to one; it may be about to come.
 const DISCONNECTED_LOOKUP: Duration = Duration::from_secs(1);
 
@@ -83,21 +83,33 @@ impl Shared {
         if let Some(found) = self.host(name) {
             return Some(found);
         }
-        let mut changes = self.snapshots.watch();
-        // The receiver is gone only when the process ends.
-        let _ = self.demand.send(name.to_owned());
-        let waiting = async {
-            loop {
-                if let Some(found) = self.host(name) {
-                    return Some(found);
-                }
-                changes.changed().await.ok()?;
-            }
-        };
         let patience = if self.is_connected() {
             LOOKUP
         } else {
             DISCONNECTED_LOOKUP
+        };
+        self.ask(name.to_owned(), patience, || self.host(name))
+            .await
+    }
+
+    /// Asks the control plane for a name, and looks with `find` at each configuration that
+    /// comes until it is there. `None`: it was not, for `patience`. Cancel safe.
+    pub async fn ask<T>(
+        &self,
+        name: String,
+        patience: Duration,
+        mut find: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        let mut changes = self.snapshots.watch();
+        // The receiver is gone only when the process ends.
+        let _ = self.demand.send(name);
+        let waiting = async {
+            loop {
+                if let Some(found) = find() {
+                    return Some(found);
+                }
+                changes.changed().await.ok()?;
+            }
         };
         timeout(patience, waiting).await.ok()?
     }

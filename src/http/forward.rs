@@ -28,10 +28,9 @@ use crate::{
     telemetry::{Side, StreamInfo, Tls},
     upstream::{Lease, Protocol, send, target},
     util::Gate,
+    worker::LOOKUP,
 };
 
-/// How long a request waits for a destination that was not looked up yet.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Endpoints that are tried for a request that was never sent.
 const MAX_ATTEMPTS: usize = 4;
 /// A client that waits for 100 sends its body after this time anyway (RFC 9110 10.1.1).
@@ -226,26 +225,11 @@ impl Exchange {
     /// Asks the control plane for an authority and waits for what it says.
     async fn look_up(&self, authority: &str, lookup: String) -> Result<Arc<LiveHost>, Error> {
         let shared = &self.connection.worker.shared;
-        let mut changes = shared.snapshots.watch();
-        // The receiver is gone only when the process ends.
-        let _ = shared.demand.send(lookup);
-        let waiting = async {
-            loop {
-                if let (Some(found), _) = self.find_host(authority) {
-                    return found;
-                }
-                if changes.changed().await.is_err() {
-                    let words = "the proxy is shutting down";
-                    return Err(Error::new(Reason::NotReady, words));
-                }
-            }
-        };
-        tokio::time::timeout(LOOKUP_TIMEOUT, waiting)
-            .await
-            .unwrap_or_else(|_| {
-                let words = format!("the control plane did not answer for `{authority}` in 5 s");
-                Err(Error::new(Reason::NotReady, words))
-            })
+        let find = || self.find_host(authority).0;
+        shared.ask(lookup, LOOKUP, find).await.unwrap_or_else(|| {
+            let words = format!("the control plane did not answer for `{authority}` in 5 s");
+            Err(Error::new(Reason::NotReady, words))
+        })
     }
 
     /// What the snapshot says of an authority: found, known not to exist, or the name to

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::support::app::{self, Server, full};
-use crate::support::http1::Http1;
+use crate::support::http1::{self, Http1};
 use crate::support::http2::{self, whole};
 use crate::support::mesh::{Mesh, Sidecar, Workload, pair, service};
 use crate::support::soon;
@@ -33,7 +33,7 @@ impl Load {
         let stop = Arc::new(AtomicBool::new(false));
         let mut clients = Vec::new();
         for _ in 0..4 {
-            clients.push(tokio::spawn(http1_load(address, stop.clone())));
+            clients.push(tokio::spawn(http1::kept_alive(address, GET, stop.clone())));
         }
         for _ in 0..2 {
             clients.push(tokio::spawn(http2_load(address, stop.clone())));
@@ -51,30 +51,6 @@ impl Load {
         }
         (requests, failures)
     }
-}
-
-/// A client with a keep-alive connection that heeds `Connection: close`.
-async fn http1_load(address: SocketAddr, stop: Arc<AtomicBool>) -> (usize, Vec<String>) {
-    let (mut sent, mut failures) = (0, Vec::new());
-    let mut client = None;
-    while !stop.load(Ordering::Relaxed) {
-        sent += 1;
-        let mut connection = match client.take() {
-            Some(connection) => connection,
-            None => Http1::connect(address).await.unwrap(),
-        };
-        match connection.exchange(GET).await {
-            Ok(reply) if reply.status == 200 => {
-                if reply.header("connection") != Some("close") {
-                    client = Some(connection);
-                }
-            }
-            Ok(reply) => failures.push(format!("{:?}", reply.outcome())),
-            Err(error) => failures.push(error),
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    (sent, failures)
 }
 
 async fn http2_load(address: SocketAddr, stop: Arc<AtomicBool>) -> (usize, Vec<String>) {

@@ -28,8 +28,8 @@ impl Load {
     fn start(address: std::net::SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let clients = vec![
-            tokio::spawn(kept_alive(address, stop.clone())),
-            tokio::spawn(kept_alive(address, stop.clone())),
+            tokio::spawn(http1::kept_alive(address, GET, stop.clone())),
+            tokio::spawn(http1::kept_alive(address, GET, stop.clone())),
             tokio::spawn(connecting(address, stop.clone())),
             tokio::spawn(streams(address, stop.clone())),
         ];
@@ -51,29 +51,6 @@ impl Load {
 
 async fn pause() {
     tokio::time::sleep(Duration::from_millis(2)).await;
-}
-
-/// One keep-alive connection after the other.
-async fn kept_alive(address: std::net::SocketAddr, stop: Arc<AtomicBool>) -> (usize, Vec<String>) {
-    let (mut sent, mut failures, mut client) = (0, Vec::new(), None);
-    while !stop.load(Ordering::Relaxed) {
-        sent += 1;
-        let mut connection = match client.take() {
-            Some(connection) => connection,
-            None => Http1::connect(address).await.unwrap(),
-        };
-        match connection.exchange(GET).await {
-            Ok(reply) if reply.status == 200 => {
-                if reply.header("connection") != Some("close") {
-                    client = Some(connection);
-                }
-            }
-            Ok(reply) => failures.push(format!("{:?}", reply.outcome())),
-            Err(error) => failures.push(error),
-        }
-        pause().await;
-    }
-    (sent, failures)
 }
 
 /// A new connection for each request: none is refused.

@@ -1,6 +1,9 @@
 //! An HTTP/1 client that shows everything that is on the wire.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -208,4 +211,32 @@ pub(crate) async fn get_with(address: SocketAddr, host: &str, path: &str, more: 
 /// A GET on a connection of its own.
 pub(crate) async fn get(address: SocketAddr, host: &str, path: &str) -> Reply {
     get_with(address, host, path, "").await
+}
+
+/// Requests on one keep-alive connection after the other, which heed `connection: close`,
+/// until `stop`: how many, and what was not answered with 200.
+pub(crate) async fn kept_alive(
+    address: SocketAddr,
+    request: &str,
+    stop: Arc<AtomicBool>,
+) -> (usize, Vec<String>) {
+    let (mut sent, mut failures, mut client) = (0, Vec::new(), None);
+    while !stop.load(Ordering::Relaxed) {
+        sent += 1;
+        let mut connection = match client.take() {
+            Some(connection) => connection,
+            None => Http1::connect(address).await.unwrap(),
+        };
+        match connection.exchange(request).await {
+            Ok(reply) if reply.status == 200 => {
+                if reply.header("connection") != Some("close") {
+                    client = Some(connection);
+                }
+            }
+            Ok(reply) => failures.push(format!("{:?}", reply.outcome())),
+            Err(error) => failures.push(error),
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    (sent, failures)
 }

@@ -1,4 +1,4 @@
-//! Getting a certificate and keeping it fresh. The key never leaves this process.
+//! Getting a certificate and keeping it fresh. The key never leaves this machine.
 
 use std::{
     str::FromStr,

@@ -17,6 +17,7 @@ pub mod error;
 mod http;
 mod identity;
 mod io;
+pub mod limits;
 mod listener;
 mod snapshot;
 mod state;

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use weft_proxy::error::TABLE;
 
 /// The modules of the sidecar: each may use only those before it.
-const ORDER: [&str; 23] = [
+const ORDER: [&str; 24] = [
     "error",
     "util",
+    "limits",
     "capture",
     "state",
     "body",

@@ -49,6 +49,16 @@ pub enum Reason {
     ClientClosed,
     /// The request was not valid HTTP.
     ClientProtocolError,
+    /// The request's head has too many fields or bytes.
+    HeadersTooLarge,
+    /// The request's target has too many bytes.
+    TargetTooLong,
+    /// The request's body has more bytes than this sidecar lets through.
+    BodyTooLarge,
+    /// The request uses what this proxy does not implement.
+    NotImplemented,
+    /// The proxy is short of memory, descriptors or ports.
+    ProxyOverloaded,
     /// The proxy has no configuration for this yet.
     NotReady,
     /// A bug in the proxy.
@@ -94,6 +104,7 @@ const fn row(
 
 const CANCELLED: u8 = 1;
 const DEADLINE_EXCEEDED: u8 = 4;
+const RESOURCE_EXHAUSTED: u8 = 8;
 const UNIMPLEMENTED: u8 = 12;
 const INTERNAL: u8 = 13;
 const UNAVAILABLE: u8 = 14;
@@ -101,7 +112,7 @@ const UNAUTHENTICATED: u8 = 16;
 
 /// The table, in the order of [`Reason`].
 #[rustfmt::skip]
-pub const TABLE: [Row; 22] = [
+pub const TABLE: [Row; 27] = [
     row(Reason::None, "", (200, 0, ""),
         "delivered; the application answered", ""),
     row(Reason::AppError, "app_error", (200, 0, "-"),
@@ -160,7 +171,22 @@ pub const TABLE: [Row; 22] = [
         "is the caller's timeout shorter than our latency?"),
     row(Reason::ClientProtocolError, "client_protocol_error", (400, INTERNAL, "DPE"),
         "the request was not valid HTTP",
-        "look at the request that the caller wrote"),
+        "look at the request that the caller wrote; the access log has the rule that it breaks"),
+    row(Reason::HeadersTooLarge, "headers_too_large", (431, RESOURCE_EXHAUSTED, "DPE"),
+        "the request has too many header fields, or too many bytes of them",
+        "send less, such as smaller cookies or tokens; or raise WEFT_PROXY_MAX_FIELDS or WEFT_PROXY_MAX_HEAD_BYTES"),
+    row(Reason::TargetTooLong, "target_too_long", (414, RESOURCE_EXHAUSTED, "DPE"),
+        "the request's target is too long",
+        "send the data in the body, or raise WEFT_PROXY_MAX_TARGET_BYTES"),
+    row(Reason::BodyTooLarge, "body_too_large", (413, RESOURCE_EXHAUSTED, "DPE"),
+        "the request's body is larger than this sidecar lets through",
+        "send less, or raise WEFT_PROXY_MAX_BODY_BYTES"),
+    row(Reason::NotImplemented, "not_implemented", (501, UNIMPLEMENTED, "DPE"),
+        "the request uses a transfer coding that this proxy does not implement",
+        "send the body chunked or with its length; compress by Content-Encoding"),
+    row(Reason::ProxyOverloaded, "proxy_overloaded", (503, UNAVAILABLE, "OM"),
+        "the sidecar is short of memory, descriptors or ports and takes no new work",
+        "look at weft_memory_pressure and weft_overloaded_total; give the sidecar more, or its clients less to do"),
     row(Reason::NotReady, "not_ready", (503, UNAVAILABLE, "-"),
         "the proxy has no configuration for this destination yet",
         "can the sidecar reach its control plane?"),
@@ -179,7 +205,15 @@ impl Reason {
     /// Whether the client caused it: no endpoint is to blame.
     #[must_use]
     pub const fn is_of_the_client(self) -> bool {
-        matches!(self, Self::ClientClosed | Self::ClientProtocolError)
+        matches!(
+            self,
+            Self::ClientClosed
+                | Self::ClientProtocolError
+                | Self::HeadersTooLarge
+                | Self::TargetTooLong
+                | Self::BodyTooLarge
+                | Self::NotImplemented
+        )
     }
 
     /// The stable word; empty for [`Reason::None`].

@@ -25,6 +25,7 @@ mod tcp;
 mod telemetry;
 mod upstream;
 mod util;
+pub mod wire;
 mod worker;
 mod xds;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use weft_proxy::error::TABLE;
 
 /// The modules of the sidecar: each may use only those before it.
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 25] = [
     "error",
     "util",
     "limits",
@@ -16,6 +16,7 @@ const ORDER: [&str; 24] = [
     "body",
     "drain",
     "io",
+    "wire",
     "config",
     "telemetry",
     "dns",

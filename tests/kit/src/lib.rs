@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`raw1`] | an HTTP/1 client that sends any bytes in any slices and reads answers strictly |
 //! | [`strict`] | the judge: reads bytes as strict HTTP/1 messages or says which byte is wrong |
+//! | [`cases`] | tables of what hostile clients and servers send, what must come of each, and the judge |
 //! | [`origin::capture`] | a server that keeps every byte of every connection |
 //!
 //! ```no_run
@@ -22,6 +23,7 @@
 //! Everything that waits gives up after [`PATIENCE`], or after what its caller says; everything
 //! that keeps bytes has a bound. Servers stop when they are dropped, with their connections.
 
+pub mod cases;
 pub mod origin;
 pub mod raw1;
 pub mod strict;

@@ -24,11 +24,14 @@ const MOST_CONNECTIONS: usize = 10_000;
 /// What a connection has brought so far.
 #[derive(Debug, Clone, Default)]
 pub struct Connection {
-    /// Every byte, from the first one.
+    /// Every byte, from the first one or the first after [`Capture::forget`].
     pub bytes: Vec<u8>,
+    /// Whether there is no request in them that is not complete.
+    pub whole: bool,
     /// Whether it has ended.
     pub ended: bool,
-    number: usize,
+    /// Its place in the order of arrival, from 0.
+    pub number: usize,
 }
 
 impl Connection {
@@ -102,6 +105,7 @@ impl Capture {
             }
             connections.push(Connection {
                 number,
+                whole: true,
                 ..Connection::default()
             });
             drop(connections);
@@ -125,9 +129,19 @@ impl Capture {
         self.log.connections.lock().clone()
     }
 
-    /// Forgets what has arrived. What still arrives on those connections is not kept.
-    pub fn forget(&self) {
-        self.log.connections.lock().clear();
+    /// Forgets what has arrived, once no connection is in the middle of a request; connections
+    /// that live on begin anew. An error if one stays in the middle: whoever sent half a request
+    /// must end that connection.
+    pub async fn forget(&self, patience: Duration) -> io::Result<()> {
+        let is_between = |all: &[Connection]| all.iter().all(|one| one.whole || one.ended);
+        self.until("the end of a request", patience, is_between)
+            .await?;
+        let mut connections = self.log.connections.lock();
+        connections.retain(|connection| !connection.ended);
+        for connection in connections.iter_mut() {
+            connection.bytes.clear();
+        }
+        Ok(())
     }
 
     /// Waits until `is_wanted` says so of what has arrived; then returns it.
@@ -172,9 +186,12 @@ async fn serve(mut stream: TcpStream, number: usize, log: &Log, answer: &Answer)
             return stream.shutdown().await;
         }
         let bytes = &buffer[..read];
-        log.change(number, |connection| connection.bytes.extend(bytes));
         kept += read;
         let pushed = reader.push(bytes);
+        log.change(number, |connection| {
+            connection.bytes.extend(bytes);
+            connection.whole = reader.is_at_border();
+        });
         while let Some(request) = reader.take() {
             stream.write_all(&answer(&request)).await?;
         }
@@ -222,7 +239,7 @@ mod tests {
         drop(client);
         let ended = |connections: &[Connection]| connections[0].ended;
         origin.until("the end", PATIENCE, ended).await.unwrap();
-        origin.forget();
+        origin.forget(PATIENCE).await.unwrap();
         assert!(origin.connections().is_empty());
     }
 
@@ -238,6 +255,28 @@ mod tests {
         assert!(client.received().is_empty());
         let seen = origin.connections();
         assert!(seen[0].reading().is_err() && seen[0].contains("HTTP/1.1\nhost"));
+    }
+
+    #[tokio::test]
+    async fn forgetting_waits_for_the_end_of_a_request() {
+        let origin = Capture::start().await.unwrap();
+        let mut client = Client::connect(origin.address()).await.unwrap();
+        let request = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        client.exchange(request).await.unwrap();
+        origin.forget(PATIENCE).await.unwrap();
+        client.exchange(request).await.unwrap();
+        assert_eq!(origin.connections()[0].bytes, request.as_bytes());
+        client.write("GET /half").await.unwrap();
+        let half = |all: &[Connection]| all[0].contains("/half");
+        origin
+            .until("half a request", PATIENCE, half)
+            .await
+            .unwrap();
+        let brief = Duration::from_millis(20);
+        origin.forget(brief).await.unwrap_err();
+        client.send(" HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        origin.forget(PATIENCE).await.unwrap();
+        assert!(origin.connections()[0].bytes.is_empty());
     }
 
     #[tokio::test]

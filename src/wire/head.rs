@@ -101,9 +101,12 @@ pub struct Line {
 const TOKEN: u8 = 1;
 const PATH: u8 = 2;
 const QUERY: u8 = 4;
-const REG_NAME: u8 = 8;
+/// What both paths and queries may have, and the mark between them.
+const TARGET: u8 = 8;
+const REG_NAME: u8 = 16;
 
 /// What each byte may be part of.
+#[rustfmt::skip]
 const CLASS: [u8; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
@@ -112,52 +115,20 @@ const CLASS: [u8; 256] = {
         let mut class = 0;
         if b.is_ascii_alphanumeric() {
             class = TOKEN | REG_NAME;
-        } else if matches!(
-            b,
-            b'!' | b'#'
-                | b'$'
-                | b'%'
-                | b'&'
-                | b'\''
-                | b'*'
-                | b'+'
-                | b'-'
-                | b'.'
-                | b'^'
-                | b'_'
-                | b'`'
-                | b'|'
-                | b'~'
-        ) {
+        } else if matches!(b, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~') {
             class = TOKEN;
         }
         // RFC 3986, without `%`, which no name of a host needs, and `,`, at which lists split.
-        if matches!(
-            b,
-            b'-' | b'.'
-                | b'_'
-                | b'~'
-                | b'!'
-                | b'$'
-                | b'&'
-                | b'\''
-                | b'('
-                | b')'
-                | b'*'
-                | b'+'
-                | b';'
-                | b'='
-        ) {
+        if matches!(b, b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b';' | b'=') {
             class |= REG_NAME;
         }
-        // What clients in use send, beyond RFC 3986: `|`, `[`, `\`, `^`, braces and quotes.
+        // Beyond RFC 3986 what clients in use send: `|`, `[`, `\`, `^`, braces and quotes.
         if b.is_ascii_graphic() && !matches!(b, b'#' | b'<' | b'>') {
-            if b != b'`' {
-                class |= PATH;
-            }
-            if b != b'"' {
-                class |= QUERY;
-            }
+            class |= match b {
+                b'`' => QUERY,
+                b'"' => PATH,
+                _ => PATH | QUERY | TARGET,
+            };
         }
         table[byte] = class;
         byte += 1;
@@ -169,15 +140,36 @@ const fn is(byte: u8, class: u8) -> bool {
     CLASS[byte as usize] & class != 0
 }
 
+/// Without an early end, which would cost more than it spares.
 fn all(bytes: &[u8], class: u8) -> bool {
-    bytes.iter().all(|byte| is(*byte, class))
+    let common = bytes.iter().fold(class, |all, b| all & CLASS[*b as usize]);
+    common & class != 0
 }
 
-/// Whether the bytes may be a field's value: HTAB, SP, VCHAR and obs-text. Without an early
-/// end, so that it is done many bytes at a time.
+/// Whether the bytes may be a field's value: HTAB, SP, VCHAR and obs-text.
 pub(super) fn is_text(bytes: &[u8]) -> bool {
-    let refused = |b: u8| (b < 0x20) & (b != b'\t') | (b == 0x7f);
-    !bytes.iter().fold(false, |bad, b| bad | refused(*b))
+    let (words, rest) = bytes.as_chunks::<8>();
+    let plain = match bytes.last_chunk::<8>() {
+        // The last word covers the rest, and bytes before it once more.
+        Some(last) => words.iter().all(|word| is_plain(*word)) && is_plain(*last),
+        None => rest.iter().all(|b| is_text_byte(*b)),
+    };
+    plain || bytes.iter().all(|b| is_text_byte(*b))
+}
+
+const fn is_text_byte(b: u8) -> bool {
+    (b >= 0x20 || b == b'\t') && b != 0x7f
+}
+
+/// Whether no byte is a control character; HTAB counts as one. The borrow of a subtraction may
+/// reach a neighbour, but only from a byte that is one.
+const fn is_plain(word: [u8; 8]) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let word = u64::from_le_bytes(word);
+    let del = word ^ (ONES * 0x7f);
+    let below = word.wrapping_sub(ONES * 0x20) & !word;
+    let zero = del.wrapping_sub(ONES) & !del;
+    (below | zero) & (ONES * 0x80) == 0
 }
 
 /// The rule that bytes break which are no text.
@@ -443,13 +435,12 @@ fn target(method: &[u8], target: &[u8]) -> Result<(), Rule> {
 
 /// A path with an optional query.
 fn path(bytes: &[u8]) -> Result<(), Rule> {
-    let Some(end) = bytes
-        .iter()
-        .position(|byte| !is(*byte, PATH) || *byte == b'?')
-    else {
+    if all(bytes, TARGET) {
         return Ok(());
-    };
-    if bytes[end] == b'?' && all(&bytes[end..], QUERY) {
+    }
+    let end = memchr(b'?', bytes).unwrap_or(bytes.len());
+    let (path, query) = bytes.split_at(end);
+    if all(path, PATH) && all(query, QUERY) {
         Ok(())
     } else {
         Err(Rule::Target)
@@ -484,25 +475,47 @@ struct Start {
 }
 
 fn request_line(line: &[u8], at: usize, limit: usize) -> Result<Start, Rule> {
-    let method = line.iter().position(|byte| !is(*byte, TOKEN));
-    let method = method.filter(|end| *end > 0 && line[*end] == b' ');
-    let (method, rest) = line.split_at(method.ok_or(Rule::RequestLine)?);
-    let rest = &rest[1..];
-    let end = memchr(b' ', rest).ok_or(Rule::RequestLine)?;
-    let (uri, version) = (&rest[..end], &rest[end + 1..]);
-    let version = match version {
-        b"HTTP/1.1" => Version::HTTP_11,
-        b"HTTP/1.0" => Version::HTTP_10,
-        b"HTTP/2.0" if method == b"PRI" => return Err(Rule::Http2Preface),
-        [b'H', b'T', b'T', b'P', b'/', version @ ..] if !version.contains(&b' ') => {
-            return Err(Rule::Version);
-        }
+    let (version, rest) = match line {
+        [
+            rest @ ..,
+            b' ',
+            b'H',
+            b'T',
+            b'T',
+            b'P',
+            b'/',
+            b'1',
+            b'.',
+            b'1',
+        ] => (Version::HTTP_11, rest),
+        [
+            rest @ ..,
+            b' ',
+            b'H',
+            b'T',
+            b'T',
+            b'P',
+            b'/',
+            b'1',
+            b'.',
+            b'0',
+        ] => (Version::HTTP_10, rest),
+        _ => return Err(no_version(line)),
+    };
+    let end = rest.iter().position(|byte| !is(*byte, TOKEN));
+    let (method, uri) = match rest.split_at_checked(end.unwrap_or(0)) {
+        Some((method, [b' ', uri @ ..])) if !method.is_empty() => (method, uri),
         _ => return Err(Rule::RequestLine),
     };
     if uri.len() > limit {
         return Err(Rule::TargetTooLong);
     }
-    target(method, uri)?;
+    if let Err(rule) = target(method, uri) {
+        return Err(match memchr(b' ', uri) {
+            Some(_) => Rule::RequestLine,
+            None => rule,
+        });
+    }
     Ok(Start {
         at,
         method: method.len(),
@@ -511,6 +524,17 @@ fn request_line(line: &[u8], at: usize, limit: usize) -> Result<Start, Rule> {
         connect: method == b"CONNECT",
         needs_body: matches!(method, b"POST" | b"PUT" | b"PATCH"),
     })
+}
+
+/// The rule that a request line breaks which does not end in a version.
+#[cold]
+fn no_version(line: &[u8]) -> Rule {
+    let mut words = line.split(|byte| *byte == b' ');
+    match (words.next(), words.next(), words.next(), words.next()) {
+        (Some(b"PRI"), Some(b"*"), Some(b"HTTP/2.0"), None) => Rule::Http2Preface,
+        (_, _, Some(version), None) if version.starts_with(b"HTTP/") => Rule::Version,
+        _ => Rule::RequestLine,
+    }
 }
 
 /// Reads one request's head.

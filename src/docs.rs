@@ -1,8 +1,9 @@
-//! Generates `docs/metrics.md` and `docs/reasons.md`, and fails when they are out of date.
+//! Generates `docs/metrics.md`, `docs/reasons.md` and `docs/limits.md`, and fails when they are
+//! out of date.
 
 use std::{fmt::Write as _, fs, path::Path};
 
-use crate::{error::TABLE, telemetry::Metrics};
+use crate::{error::TABLE, limits, telemetry::Metrics};
 
 fn check_or_update(name: &str, fresh: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -69,6 +70,83 @@ fn reasons_are_documented() {
         );
     }
     check_or_update("reasons.md", &text);
+}
+
+#[test]
+fn limits_are_documented() {
+    let text = LIMITS_PAGE.replace("{limits}", limit_rows().trim_end());
+    check_or_update("limits.md", &text);
+}
+
+const LIMITS_PAGE: &str = "\
+# Limits
+
+Every buffer, table, queue and timer of the data path has a bound. Those that may be set are
+below: `WEFT_PROXY_<NAME>` in the environment of the sidecar, or `<name>` in its
+[bootstrap file](sidecar.md#settings). A value outside of its range is refused at the start. In a
+pod that `weft inject` changes, and in a compose file, it is the annotation or label
+`weft.dev/env.WEFT_PROXY_<NAME>`; `weft run` passes its own `WEFT_PROXY_<NAME>` on. Envoy's name is
+that of the nearest thing there, for those who know it.
+
+{limits}
+
+## Memory
+
+`MEMORY` bounds two things. Memory that a client can make the sidecar keep is charged before it is
+kept, and refused when the sum would be larger. And what the process really uses is measured, every
+250 ms: its memory that no file backs, against `MEMORY`; and the use of each cgroup around it that
+has a limit (v1 or v2, `memory.max` or `memory.high`, without files that the kernel may drop), as
+long as at least half of it is the sidecar's: what is mostly others' is not relieved by refusing
+requests. Without `MEMORY` and with such a cgroup, the cgroup alone is measured.
+
+| the largest share | `weft_memory_pressure` | what happens |
+|---|---|---|
+| below 85 % | 0 | |
+| from 85 % on, until 80 % | 1 | answers of HTTP/1 say `connection: close`; connections get GOAWAY, or end when they are idle, within 10 s |
+| from 92 % on, until 87 % | 2 | also, new requests get 503 `proxy_overloaded`, but for health checks of the application that are configured |
+
+A connection is charged 16 KiB while it is open; where that does not fit, it is reset.
+`weft_overloaded_total` counts what was refused, by what it was.
+
+## Files
+
+At its start the sidecar raises its soft limit of open files to the hard one, and logs both. Of
+what it may open, half is for connections of clients (`MAX_CONNECTIONS`), so that there is always
+one left to carry a request on. Where the system refuses to accept for want of files or memory,
+the sidecar tries again after 10 to 100 ms and counts `weft_accept_errors_total`; where it refuses
+to open a connection to a server, for want of files or ports, the request gets 503
+`proxy_overloaded` and no endpoint is blamed.
+
+## TLS handshakes
+
+When `MAX_HANDSHAKES` are under way, one that has taken longer than 1 s gives way to those that
+wait: a client that does not finish must not keep others out.
+";
+
+fn limit_rows() -> String {
+    let mut rows = String::from(
+        "| `WEFT_PROXY_` | default | range | unit | what | over it | Envoy |\n|---|---|---|---|---|---|---|\n",
+    );
+    for limit in limits::TABLE {
+        let zero = limit.zero.map(|zero| format!("; 0: {zero}"));
+        let envoy = match limit.envoy {
+            "" => String::new(),
+            name => format!("`{name}`"),
+        };
+        let _ = writeln!(
+            rows,
+            "| `{}` | {} | {} to {}{} | {} | {} | {} | {envoy} |",
+            limit.name,
+            limit.default,
+            limit.min,
+            limit.max,
+            zero.unwrap_or_default(),
+            limit.unit.name(),
+            limit.what.trim_end_matches('.'),
+            limit.over,
+        );
+    }
+    rows
 }
 
 fn capitalized(text: &str) -> String {

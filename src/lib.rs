@@ -19,6 +19,7 @@ mod identity;
 mod io;
 pub mod limits;
 mod listener;
+mod memory;
 mod snapshot;
 mod state;
 mod tcp;

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
-use weft_proxy::{app, bootstrap::SETTINGS, capture};
+use weft_proxy::{app, bootstrap::SETTINGS, capture, limits};
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -56,6 +56,14 @@ fn help() -> String {
         };
         text.push_str(&format!("  WEFT_PROXY_{name:<15} {what}{default}\n"));
     }
-    text.push_str("  WEFT_LOG                   log filter, as in warn,weft_proxy=debug\n");
+    text.push_str("  WEFT_LOG                   log filter, as in warn,weft_proxy=debug\n\n");
+    text.push_str("Limits:\n");
+    for limit in limits::TABLE {
+        let (name, unit) = (limit.name, limit.unit.name());
+        let (min, max, default) = (limit.min, limit.max, limit.default);
+        text.push_str(&format!(
+            "  WEFT_PROXY_{name:<25} {unit}, {min} to {max} [{default}]\n"
+        ));
+    }
     text
 }

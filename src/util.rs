@@ -1,10 +1,11 @@
-//! Small things that everything may use: a counting random generator and a one-way gate.
+//! Small things that everything may use: a counting random generator, a one-way gate, and
+//! places of which there are only so many.
 
 use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -93,11 +94,74 @@ impl Gate {
     }
 }
 
+/// Places of which only so many may be taken at one time. Shared, atomic.
+#[derive(Debug)]
+pub struct Places {
+    taken: AtomicUsize,
+    max: usize,
+}
+
+impl Places {
+    /// `max` free places.
+    #[must_use]
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            taken: AtomicUsize::new(0),
+            max,
+        })
+    }
+
+    /// Takes a place until it is dropped; `None` if there is none.
+    #[must_use]
+    pub fn take(self: &Arc<Self>) -> Option<Place> {
+        let place = self.overfill();
+        (self.taken() <= self.max).then_some(place)
+    }
+
+    /// Takes a place even if there is none: for what goes on from something that has one.
+    #[must_use]
+    pub fn overfill(self: &Arc<Self>) -> Place {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Place(self.clone())
+    }
+
+    /// How many are taken.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+}
+
+/// A place that is taken.
+#[derive(Debug)]
+pub struct Place(Arc<Places>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{future::poll_fn, time::Duration};
 
-    use super::{Gate, Rng};
+    use super::{Gate, Places, Rng};
+
+    #[test]
+    fn there_are_only_so_many_places() {
+        let places = Places::new(2);
+        let (one, two) = (places.take().unwrap(), places.take().unwrap());
+        assert!(places.take().is_none());
+        let more = places.overfill();
+        assert_eq!(places.taken(), 3);
+        drop(one);
+        assert!(places.take().is_none());
+        drop(more);
+        let three = places.take().unwrap();
+        drop((two, three));
+        assert_eq!(places.taken(), 0);
+    }
 
     #[test]
     fn the_same_seed_gives_the_same_sequence() {

@@ -15,16 +15,21 @@ use crate::{
     drain::Drain,
     error::{Error, Reason},
     identity::IdentityStore,
+    limits::Limits,
+    memory::{Charge, Memory},
     snapshot::{LiveHost, SnapshotStore},
     telemetry::{AccessLog, Metrics},
     upstream::Connector,
-    util::Rng,
+    util::{Place, Places, Rng},
 };
 
 /// How long a first look-up waits for the control plane.
 pub const LOOKUP: Duration = Duration::from_secs(5);
 /// The same while there is no connection to one; it may be about to come.
 const DISCONNECTED_LOOKUP: Duration = Duration::from_secs(1);
+
+/// What a connection of a client costs at the least: its buffers, and the tasks that serve it.
+const CONNECTION: usize = 16 * 1024;
 
 /// What the process shares. Immutable; its parts are atomics or swapped as a whole.
 #[derive(Debug)]
@@ -39,6 +44,12 @@ pub struct Shared {
     pub log: AccessLog,
     /// The shutdown state.
     pub drain: Drain,
+    /// The bounds in force.
+    pub limits: Arc<Limits>,
+    /// The memory of the process.
+    pub memory: Arc<Memory>,
+    /// Places for connections of clients.
+    pub places: Arc<Places>,
     /// Plaintext GETs that strict ports let through: the application's port, path and query.
     pub probes: Arc<[(u16, PathAndQuery)]>,
     /// Finds the addresses of names outside of the mesh.
@@ -47,6 +58,13 @@ pub struct Shared {
     pub demand: mpsc::UnboundedSender<String>,
     /// When the process started.
     pub started: Instant,
+}
+
+/// What an open connection of a client takes from the process, until it is dropped.
+#[derive(Debug)]
+pub struct Admitted {
+    _place: Place,
+    _memory: Option<Charge>,
 }
 
 /// What the control plane says of a destination's name.
@@ -63,6 +81,28 @@ impl Shared {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.metrics.control_connected.get() == 1
+    }
+
+    /// Lets a connection of a client in.
+    ///
+    /// # Errors
+    /// With what there is too little of, as `weft_overloaded_total` calls it.
+    pub fn admit(&self) -> Result<Admitted, &'static str> {
+        let place = self.places.take().ok_or("connections")?;
+        let memory = self.memory.charge(CONNECTION).ok_or("memory")?;
+        Ok(Admitted {
+            _place: place,
+            _memory: Some(memory),
+        })
+    }
+
+    /// Counts what goes on from a connection that was let in, when that ends.
+    #[must_use]
+    pub fn admit_further(&self) -> Admitted {
+        Admitted {
+            _place: self.places.overfill(),
+            _memory: self.memory.charge(CONNECTION),
+        }
     }
 
     /// What is known of a VHDS name; `None`: it was not looked up yet.

@@ -23,6 +23,7 @@ use super::{
     configure::{Configuration, Flush, Inputs, Stops},
     handover::{DOOR, Door, Predecessor, Successor, TAKEOVER, blocking},
     node::node,
+    resources,
     saved::Saver,
     seed,
     shutdown::{fade, shut_down},
@@ -188,6 +189,7 @@ impl App {
             status,
             workers,
             demands,
+            gauge,
             admin,
             public_admin,
             inherited,
@@ -210,6 +212,7 @@ impl App {
             shared.metrics.clone(),
             Arc::new(Rng::new(seed())),
         ));
+        let _measuring = spawn(resources::measure(gauge, shared.metrics.clone()));
         let saver = match directory.clone() {
             Some(directory) => Some(Saver::start(
                 directory,

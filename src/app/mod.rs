@@ -5,6 +5,7 @@ mod handover;
 mod life;
 mod names;
 mod node;
+mod resources;
 mod saved;
 mod shutdown;
 mod sockets;
@@ -40,9 +41,11 @@ use crate::{
     drain::Drain,
     identity::{IdentityStore, Restored, SavedError},
     listener,
+    memory::Gauge,
     snapshot::SnapshotStore,
     state::Directory,
     telemetry::{AccessLog, Metrics, logging},
+    util::Places,
     worker::{Shared, Worker},
 };
 
@@ -84,6 +87,7 @@ pub fn main(file: Option<&Path>) -> ExitCode {
     let program = Program::this(file);
     let door = bootstrap.state.as_ref().map(|state| state.join(DOOR));
     let result = logging::start(&bootstrap.log).and_then(|()| {
+        resources::raise_open_files();
         // Before there are threads: the environment is changed.
         let given = weft_handover::activation().map_err(|error| error.to_string())?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -116,6 +120,7 @@ pub struct App {
     status: Arc<Status>,
     workers: Vec<mpsc::UnboundedSender<Job>>,
     demands: mpsc::UnboundedReceiver<String>,
+    gauge: Gauge,
     admin: Admin,
     public_admin: Admin,
     inherited: Arc<Inherited>,
@@ -194,7 +199,10 @@ impl App {
     ) -> Result<Self, String> {
         let (demand, demands) = mpsc::unbounded_channel();
         let metrics = Metrics::new();
-        let identity = Arc::new(IdentityStore::default());
+        let limits = &bootstrap.limits;
+        let identity = Arc::new(IdentityStore::new(limits));
+        let gauge = Gauge::new(limits.memory);
+        let places = resources::max_connections(limits.max_connections);
         let kept = match &directory {
             Some(directory) => recall(directory, &workload, &identity),
             None => None,
@@ -218,6 +226,9 @@ impl App {
             log: AccessLog::start(bootstrap.access_log)
                 .map_err(|error| format!("the access log cannot be started: {error}"))?,
             drain: Drain::default(),
+            limits: Arc::new(limits.clone()),
+            memory: gauge.memory(),
+            places: Places::new(places),
             probes: bootstrap.probes.clone().into(),
             demand,
             started: Instant::now(),
@@ -256,6 +267,7 @@ impl App {
             status: Arc::new(Status::new(workload, generation, checks)),
             workers,
             demands,
+            gauge,
             admin,
             public_admin,
             inherited,

@@ -14,9 +14,13 @@ use std::{
 
 use http::uri::PathAndQuery;
 
-use crate::{identity::JoinToken, telemetry::access_log};
+use crate::{
+    identity::JoinToken,
+    limits::{self, Limits},
+    telemetry::access_log,
+};
 
-/// Every setting: its variable after `WEFT_PROXY_`, its default, and what it is.
+/// Every setting but the limits: its variable after `WEFT_PROXY_`, its default, and what it is.
 pub const SETTINGS: &[(&str, &str, &str)] = &[
     ("CONTROL", "127.0.0.1:14012", "the control plane, host:port"),
     ("WORKLOAD", "", "this workload, namespace/name (required)"),
@@ -106,6 +110,12 @@ pub const SETTINGS: &[(&str, &str, &str)] = &[
         "ports whose connections do not pass the sidecar: 9999,9998",
     ),
 ];
+
+/// Every variable after `WEFT_PROXY_`: the settings, then the limits.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    let settings = SETTINGS.iter().map(|(name, ..)| *name);
+    settings.chain(limits::TABLE.iter().map(|limit| limit.name))
+}
 
 /// Settings that say something about a workload that registers itself, and nothing else.
 const OF_REGISTRATION: [&str; 6] = [
@@ -200,6 +210,8 @@ pub struct Bootstrap {
     pub dns_upstreams: Vec<SocketAddr>,
     /// What this workload says of itself, if it has no document.
     pub registration: Option<Registration>,
+    /// The bounds of the data path.
+    pub limits: Limits,
     /// Log filter: `WEFT_LOG`, else `RUST_LOG`, else `warn,weft_proxy=info`.
     pub log: String,
 }
@@ -295,6 +307,7 @@ impl Bootstrap {
             grpc_probes: p.list("GRPC_PROBES", lists::grpc_probe),
             dns_upstreams: p.list("DNS_UPSTREAMS", lists::resolver),
             registration: p.registration(),
+            limits: p.limits(),
         };
         if p.errors.is_empty() {
             Ok(bootstrap)
@@ -324,8 +337,8 @@ impl<'a> Parser<'a> {
             name.starts_with("SERVICE_") || name == "PORT" || name.starts_with("PORT_")
         };
         for name in self.settings.keys() {
-            if !SETTINGS.iter().any(|(known, ..)| known == name) && !of_kubernetes(name) {
-                let known: Vec<&str> = SETTINGS.iter().map(|(known, ..)| *known).collect();
+            if !names().any(|known| known == name) && !of_kubernetes(name) {
+                let known: Vec<&str> = names().collect();
                 self.errors.push(format!(
                     "WEFT_PROXY_{name} is no setting; there are {}",
                     known.join(", ")
@@ -354,6 +367,26 @@ impl<'a> Parser<'a> {
                 min
             }
         }
+    }
+
+    fn limits(&mut self) -> Limits {
+        let before = self.errors.len();
+        let mut limits = Limits::default();
+        for limit in limits::TABLE {
+            let Some(text) = self.settings.get(limit.name) else {
+                continue;
+            };
+            match limit.read(text) {
+                Ok(value) => limit.apply(&mut limits, value),
+                Err(wanted) => self
+                    .errors
+                    .push(format!("WEFT_PROXY_{}: `{text}` is not {wanted}", limit.name)),
+            }
+        }
+        if self.errors.len() == before {
+            self.errors.extend(limits.check().err());
+        }
+        limits
     }
 
     fn control(&mut self) -> String {

@@ -1,6 +1,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{Bootstrap, Capture, ExitAfter};
+use crate::limits::Limits;
 
 fn parse(settings: &[(&str, &str)]) -> Result<Bootstrap, String> {
     let mut map: BTreeMap<String, String> = [
@@ -43,6 +44,31 @@ fn who_asks_a_sidecar_for_something_needs_its_address_only() {
     assert_eq!(admin(&elsewhere), "127.0.0.1:14000");
     let wanted = "WEFT_PROXY_ADMIN: `here` is not an address such as 127.0.0.1:14000";
     assert_eq!(admin(&[("ADMIN", "here")]), wanted);
+}
+
+#[test]
+fn limits_are_read_and_refused_outside_of_their_range() {
+    assert_eq!(parse(&[]).unwrap().limits, Limits::default());
+    let limits = parse(&[("MAX_FIELDS", "16"), ("MEMORY", "0"), ("BODY_TIMEOUT", "5")]);
+    let limits = limits.unwrap().limits;
+    assert_eq!((limits.max_fields, limits.memory), (16, 0));
+    assert_eq!(limits.body_timeout, Duration::from_secs(5));
+    let wrong = [
+        ("MAX_FIELDS", "15"),
+        ("MAX_CONNECTIONS", "1"),
+        ("HEAD_TIMEOUT", ""),
+    ];
+    let wanted = "WEFT_PROXY_MAX_FIELDS: `15` is not a number from 16 to 10000\n\
+                  WEFT_PROXY_HEAD_TIMEOUT: `` is not a number from 1 to 3600\n\
+                  WEFT_PROXY_MAX_CONNECTIONS: `1` is not a number from 16 to 10000000, \
+                  or 0: half of the files that the process may open";
+    assert_eq!(parse(&wrong).unwrap_err(), wanted);
+    let apart = parse(&[("HTTP2_CONNECTION_WINDOW", "262144"), ("STREAM_WINDOW", "65537")]);
+    assert_eq!(
+        apart.unwrap_err(),
+        "WEFT_PROXY_HTTP2_CONNECTION_WINDOW: 262144 is less than four times \
+         WEFT_PROXY_STREAM_WINDOW, 262148: one slow reader would stop all others"
+    );
 }
 
 #[test]

@@ -15,17 +15,22 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use weft_certs::{SystemClock, TrustBundle, WorkloadCert, spiffe::SpiffeId};
 
+use crate::limits::Limits;
+
 pub use control::{ControlPlane, FirstContact};
 pub use renew::{JoinToken, keep_renewed};
 pub use saved::{Restored, SavedError};
+use tls::Turns;
 pub use tls::{TlsState, accept, connect};
 
 /// Certificate, key and trust bundle in force. Shared: swapped atomically, never mutated.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct IdentityStore {
     state: ArcSwapOption<TlsState>,
     /// The parts that the state was built from; writers only.
     parts: Mutex<Parts>,
+    /// What all states share: an identity comes and goes, the turns of handshakes do not.
+    turns: Arc<Turns>,
     ready: watch::Sender<bool>,
     changes: watch::Sender<u64>,
 }
@@ -36,7 +41,25 @@ struct Parts {
     bundle: Option<Arc<TrustBundle>>,
 }
 
+impl Default for IdentityStore {
+    fn default() -> Self {
+        Self::new(&Limits::default())
+    }
+}
+
 impl IdentityStore {
+    /// A store without a certificate, for handshakes within these limits.
+    #[must_use]
+    pub fn new(limits: &Limits) -> Self {
+        Self {
+            state: ArcSwapOption::default(),
+            parts: Mutex::default(),
+            turns: Arc::new(Turns::new(limits)),
+            ready: watch::Sender::default(),
+            changes: watch::Sender::default(),
+        }
+    }
+
     /// The TLS configurations; `None` before the first certificate.
     #[must_use]
     pub fn state(&self) -> Option<Arc<TlsState>> {
@@ -120,7 +143,12 @@ impl IdentityStore {
     }
 
     fn rebuild(&self, certificate: &WorkloadCert, bundle: &Arc<TrustBundle>) -> Result<(), String> {
-        let state = TlsState::new(certificate, bundle, Arc::new(SystemClock))?;
+        let state = TlsState::new(
+            certificate,
+            bundle,
+            Arc::new(SystemClock),
+            self.turns.clone(),
+        )?;
         self.state.store(Some(Arc::new(state)));
         self.changes.send_modify(|generation| *generation += 1);
         Ok(())

@@ -1,12 +1,16 @@
 //! TLS between sidecars: rustls configurations for one certificate and bundle, and the two
 //! handshakes. The peer's identity is checked before a byte of the application moves.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use rustls::{ClientConfig, ServerConfig, time_provider::TimeProvider};
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::{
+    net::TcpStream,
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use weft_certs::{
     SvidVerifier, TrustBundle, WorkloadCert,
@@ -18,10 +22,12 @@ use weft_certs::{
 use crate::{
     config::{AppProtocol, DownstreamTls},
     error::{Error, Reason},
+    limits::Limits,
 };
 
-/// A peer that does not finish its handshake in this time is cut.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// What a client's handshake may take when there are as many as there may be: those who finish
+/// none must not keep others out.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Everything that TLS needs of one certificate and bundle.
 #[derive(Debug)]
@@ -32,6 +38,7 @@ pub struct TlsState {
     verifier: SvidVerifier,
     /// One configuration for each kind of listener; a handful.
     servers: RwLock<Vec<(DownstreamTls, Arc<ServerConfig>)>>,
+    turns: Arc<Turns>,
 }
 
 impl TlsState {
@@ -43,6 +50,7 @@ impl TlsState {
         certificate: &WorkloadCert,
         bundle: &Arc<TrustBundle>,
         time: Arc<dyn TimeProvider>,
+        turns: Arc<Turns>,
     ) -> Result<Self, String> {
         let verifier = SvidVerifier::new(bundle.clone(), time);
         let resolver = certificate.resolver().map_err(|e| e.to_string())?;
@@ -64,6 +72,7 @@ impl TlsState {
             certificate: resolver.clone(),
             verifier,
             servers: RwLock::default(),
+            turns,
         })
     }
 
@@ -127,9 +136,10 @@ pub async fn connect(
     let name = ServerName::try_from(sni.to_owned())
         .map_err(|_| failed(format!("`{sni}` is no server name")))?;
     let handshake = TlsConnector::from(state.client(protocol)).connect(name, tcp);
-    let stream = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake)
+    let deadline = state.turns.deadline;
+    let stream = tokio::time::timeout(deadline, handshake)
         .await
-        .map_err(|_| failed("no answer to the handshake in 10 s".to_owned()))?
+        .map_err(|_| failed(format!("no answer to the handshake in {deadline:?}")))?
         .map_err(|error| failed(handshake_error(&error)))?;
     let session = stream.get_ref().1;
     let chain = session.peer_certificates().unwrap_or_default();
@@ -157,10 +167,7 @@ pub async fn accept(
 ) -> Result<(TlsStream<TcpStream>, Option<SpiffeId>, Option<AppProtocol>), Error> {
     let failed = |detail: String| Error::new(Reason::TlsFailed, detail);
     let handshake = TlsAcceptor::from(state.server(tls)).accept(tcp);
-    let stream = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake)
-        .await
-        .map_err(|_| failed("the client did not finish the handshake in 10 s".to_owned()))?
-        .map_err(|error| failed(handshake_error(&error)))?;
+    let stream = state.turns.run(handshake).await.map_err(failed)?;
     let session = stream.get_ref().1;
     let peer = match session.peer_certificates() {
         Some(chain) => Some(peer_id(chain).map_err(|error| failed(error.to_string()))?),
@@ -170,6 +177,104 @@ pub async fn accept(
     Ok((stream.into(), peer, protocol))
 }
 
+/// The turns of clients' handshakes: so many at one time, and the deadline of all.
+#[derive(Debug)]
+pub struct Turns {
+    places: Semaphore,
+    deadline: Duration,
+}
+
+impl Turns {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            places: Semaphore::new(limits.max_handshakes),
+            deadline: limits.handshake_timeout,
+        }
+    }
+
+    /// Runs a handshake when it is its turn. The wait counts; while all places are taken, one
+    /// that takes long gives way.
+    async fn run<T>(&self, handshake: impl Future<Output = io::Result<T>>) -> Result<T, String> {
+        let due = Instant::now() + self.deadline;
+        let Ok(turn) = timeout_at(due, self.places.acquire()).await else {
+            return Err(format!("no turn for the handshake in {:?}", self.deadline));
+        };
+        let _turn = turn.map_err(|error| error.to_string())?;
+        let mut handshake = pin!(handshake);
+        loop {
+            let look = due.min(Instant::now() + PATIENCE);
+            match timeout_at(look, handshake.as_mut()).await {
+                Ok(done) => return done.map_err(|error| handshake_error(&error)),
+                Err(_) if look == due => {
+                    let deadline = self.deadline;
+                    return Err(format!(
+                        "the client did not finish the handshake in {deadline:?}"
+                    ));
+                }
+                Err(_) if self.places.available_permits() == 0 => {
+                    return Err("a handshake that took long gave way to others".to_owned());
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
+
 fn handshake_error(error: &io::Error) -> String {
     svid_error_of_io(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, ready},
+        io,
+        time::Duration,
+    };
+
+    use tokio::time::Instant;
+
+    use super::Turns;
+    use crate::limits::Limits;
+
+    fn turns(max_handshakes: usize) -> Turns {
+        Turns::new(&Limits {
+            max_handshakes,
+            ..Limits::default()
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_has_its_deadline() {
+        let (turns, started) = (turns(2), Instant::now());
+        let error = turns.run(pending::<io::Result<()>>()).await.unwrap_err();
+        assert_eq!(error, "the client did not finish the handshake in 10s");
+        assert_eq!(started.elapsed(), Duration::from_secs(10));
+        assert_eq!(turns.run(ready(Ok(7))).await, Ok(7));
+        let failed = ready(Err::<(), _>(io::Error::other("no")));
+        assert_eq!(turns.run(failed).await, Err("no".to_owned()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_finishes_none_keeps_nobody_out() {
+        let (turns, started) = (turns(1), Instant::now());
+        let slow = turns.run(pending::<io::Result<()>>());
+        let honest = async {
+            let done = turns.run(ready(Ok(()))).await;
+            (done, started.elapsed())
+        };
+        let (slow, honest) = tokio::join!(slow, honest);
+        let gave_way = "a handshake that took long gave way to others";
+        assert_eq!(slow.unwrap_err(), gave_way);
+        assert_eq!(honest, (Ok(()), Duration::from_secs(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_for_a_turn_ends_at_the_deadline() {
+        let turns = turns(0);
+        let started = Instant::now();
+        let error = turns.run(ready(Ok(()))).await.unwrap_err();
+        assert_eq!(error, "no turn for the handshake in 10s");
+        assert_eq!(started.elapsed(), Duration::from_secs(10));
+    }
 }

@@ -93,6 +93,10 @@ pub struct Metrics {
     endpoints: Family<IntGauge>,
     tls_handshakes: Family<IntCounter>,
     detections: Family<IntCounter>,
+    accept_errors: Family<IntCounter>,
+    overloaded: Family<IntCounter>,
+    shed: Lazy<IntCounter>,
+    memory_used: Family<IntGauge>,
     identity_renewals: Family<IntCounter>,
     config_updates: Family<IntCounter>,
     dns_queries: Family<IntCounter>,
@@ -102,6 +106,10 @@ pub struct Metrics {
     handovers: Family<IntCounter>,
     /// Unix time at which the workload certificate expires; 0 before the first.
     pub identity_expiration: Gauge,
+    /// What may be charged of memory at one time.
+    pub memory_budget: IntGauge,
+    /// How near the end of the memory is.
+    pub memory_pressure: IntGauge,
     /// 1 while the certificate cannot be got or renewed.
     pub identity_renewal_failing: IntGauge,
     /// 1 while the configuration in force is the one from disk.
@@ -139,6 +147,12 @@ impl Metrics {
         let plain = |name: &str, help: &str| IntGauge::new(name, help).expect("a constant name");
         let time = |name: &str, help: &str| Gauge::new(name, help).expect("a constant name");
         let total = |name: &str, help: &str| IntCounter::new(name, help).expect("a constant name");
+        let overloaded = counter(
+            "weft_overloaded_total",
+            "What was refused for want of something: request and memory (a connection) for want of memory, \
+             connections over their limit, upstream connections for want of files or ports.",
+            &["what"],
+        );
         let metrics = Self {
             registry: Registry::new(),
             server_requests: counter(
@@ -251,6 +265,26 @@ impl Metrics {
                 "weft_protocol_detections_total",
                 "Connections by the protocol that was detected: http1, http2, tls, opaque or timeout.",
                 &["port", "protocol"],
+            ),
+            accept_errors: counter(
+                "weft_accept_errors_total",
+                "Connections that could not be accepted, by error: connection (it was gone), files, system_files, memory or other.",
+                &["error"],
+            ),
+            shed: Lazy::new(&overloaded, &["request"]),
+            overloaded,
+            memory_used: gauge(
+                "weft_memory_used_bytes",
+                "Memory in use: charged to the budget, resident (what no file backs), and of the cgroup whose limit is nearest.",
+                &["source"],
+            ),
+            memory_budget: plain(
+                "weft_memory_budget_bytes",
+                "What may be charged of memory at one time.",
+            ),
+            memory_pressure: plain(
+                "weft_memory_pressure",
+                "0 normal; 1 high: clients are asked to go; 2 critical: new requests are refused.",
             ),
             identity_renewals: counter(
                 "weft_identity_renewals_total",
@@ -380,6 +414,8 @@ impl Metrics {
                 &self.tcp_sent,
                 &self.tls_handshakes,
                 &self.detections,
+                &self.accept_errors,
+                &self.overloaded,
                 &self.identity_renewals,
                 &self.config_updates,
                 &self.dns_queries,
@@ -406,6 +442,7 @@ impl Metrics {
                 &self.client_in_flight,
                 &self.tcp_open,
                 &self.endpoints,
+                &self.memory_used,
                 &info,
             ],
             &mut all,
@@ -413,6 +450,8 @@ impl Metrics {
         add(
             "gauge",
             &[
+                &self.memory_budget,
+                &self.memory_pressure,
                 &self.control_connected,
                 &self.config_in_sync,
                 &self.config_from_disk,
@@ -572,6 +611,29 @@ impl Metrics {
     /// Counts a detected protocol.
     pub fn detection(&self, port: &str, protocol: &'static str) {
         self.detections.child(&[port, protocol]).inc();
+    }
+
+    /// Counts a connection that could not be accepted.
+    pub fn accept_error(&self, error: &'static str) {
+        self.accept_errors.child(&[error]).inc();
+    }
+
+    /// Counts what was refused because there is too little of something.
+    pub fn overloaded(&self, what: &'static str) {
+        self.overloaded.child(&[what]).inc();
+    }
+
+    /// Counts a request that was refused for want of memory.
+    pub fn shed(&self) {
+        self.shed.get().inc();
+    }
+
+    /// Publishes how much memory is in use; what is not known has no series.
+    pub fn memory_used(&self, source: &'static str, bytes: Option<u64>) {
+        if let Some(bytes) = bytes {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            self.memory_used.child(&[source]).set(bytes);
+        }
     }
 
     /// Counts a signing request.

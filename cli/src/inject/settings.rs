@@ -1,7 +1,7 @@
 //! What the labels and annotations of a pod say about its sidecar. Every `weft.dev/` key that
 //! is accepted has an effect; every other one is an error.
 
-use weft_proxy::bootstrap::SETTINGS;
+use weft_proxy::bootstrap;
 use weft_proxy::capture::Cidr;
 
 use super::problem::{Problem, Report};
@@ -474,9 +474,7 @@ const OWN: &[&str] = &[
 
 /// Checks the variable of an `env.<NAME>` annotation.
 fn variable(name: &str) -> Result<String, Problem> {
-    let known: Vec<&str> = SETTINGS
-        .iter()
-        .map(|(setting, ..)| *setting)
+    let known: Vec<&str> = bootstrap::names()
         .filter(|setting| !OWN.contains(setting))
         .collect();
     let list = || {
@@ -714,7 +712,7 @@ annotations: {linkerd.io/inject: enabled, notistio.io/x: y, weft.dev/cpu: 10m}";
     #[test]
     fn what_inject_sets_are_settings_of_the_sidecar() {
         for name in OWN {
-            let known = SETTINGS.iter().any(|(setting, ..)| setting == name);
+            let known = bootstrap::names().any(|setting| setting == name);
             assert!(known, "WEFT_PROXY_{name} is no setting of the sidecar");
         }
     }

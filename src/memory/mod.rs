@@ -1,0 +1,434 @@
+//! What the process may use of memory: a budget of bytes that are charged before they are kept,
+//! and how close the process is to the end of what it has. What is measured is told from what
+//! follows from it: `strain` and `after` are pure.
+
+mod cgroup;
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+};
+
+use self::cgroup::{Group, GroupUse};
+
+/// What a process has that is told nothing and in no cgroup with a limit.
+const WITHOUT_LIMIT: u64 = 256 << 20;
+/// Per mille of the budget from where on connections are asked to end, and until where.
+const HIGH: (u64, u64) = (850, 800);
+/// Per mille of the budget from where on requests are refused, and until where.
+const CRITICAL: (u64, u64) = (920, 870);
+
+/// How close the process is to the end of its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Pressure {
+    /// Far enough.
+    Normal = 0,
+    /// Clients are asked to go when their request has ended.
+    High = 1,
+    /// New requests are refused.
+    Critical = 2,
+}
+
+/// The byte budget of the process. Shared, atomic.
+#[derive(Debug)]
+pub struct Memory {
+    budget: usize,
+    used: AtomicUsize,
+    /// The last [`Pressure`] that was measured.
+    measured: AtomicU8,
+}
+
+impl Memory {
+    /// A budget with nothing charged.
+    #[must_use]
+    pub fn new(budget: u64) -> Arc<Self> {
+        Arc::new(Self {
+            budget: usize::try_from(budget).unwrap_or(usize::MAX),
+            used: AtomicUsize::new(0),
+            measured: AtomicU8::new(Pressure::Normal as u8),
+        })
+    }
+
+    /// Takes bytes out of the budget until the charge is dropped; `None` if there are too few.
+    #[must_use]
+    pub fn charge(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
+        self.take(bytes).then(|| Charge {
+            memory: self.clone(),
+            bytes,
+        })
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let add = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.budget);
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
+            .is_ok()
+    }
+
+    /// The bytes that are charged now.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// What may be charged at one time.
+    #[must_use]
+    pub const fn budget(&self) -> usize {
+        self.budget
+    }
+
+    /// HOT. How close the process is to the end of its memory: what was measured last, and what
+    /// is charged now where that is more urgent. Two loads.
+    #[must_use]
+    pub fn pressure(&self) -> Pressure {
+        match self.measured.load(Ordering::Relaxed) {
+            0 | 1 if per_mille(self.used() as u64, self.budget as u64) >= CRITICAL.0 => {
+                Pressure::Critical
+            }
+            0 => Pressure::Normal,
+            1 => Pressure::High,
+            _ => Pressure::Critical,
+        }
+    }
+}
+
+/// Bytes that are charged to the process; dropping it gives them back.
+#[derive(Debug)]
+pub struct Charge {
+    memory: Arc<Memory>,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Charges more; false, and nothing is changed, if there is not enough.
+    #[must_use]
+    pub fn grow(&mut self, bytes: usize) -> bool {
+        let taken = self.memory.take(bytes);
+        if taken {
+            self.bytes += bytes;
+        }
+        taken
+    }
+
+    /// Gives bytes back, at most all.
+    pub fn shrink(&mut self, bytes: usize) {
+        let back = bytes.min(self.bytes);
+        self.bytes -= back;
+        self.memory.used.fetch_sub(back, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.shrink(self.bytes);
+    }
+}
+
+/// What was found at one look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Bytes that are charged.
+    pub charged: u64,
+    /// Bytes of this process that no file backs.
+    pub resident: Option<u64>,
+    /// Bytes of the cgroup whose limit is nearest.
+    pub cgroup: Option<u64>,
+    /// What follows.
+    pub pressure: Pressure,
+}
+
+/// Looks at the memory of the process. Its files stay open, so that it can look when there are
+/// no file descriptors left.
+#[derive(Debug)]
+pub struct Gauge {
+    memory: Arc<Memory>,
+    /// The budget was set, not taken from a cgroup.
+    fixed: bool,
+    statm: Option<File>,
+    page: u64,
+    groups: Vec<Group>,
+}
+
+impl Gauge {
+    /// Finds the cgroups of this process; with `setting` 0, the budget is a part of the smallest
+    /// limit among them.
+    #[must_use]
+    pub fn new(setting: u64) -> Self {
+        let groups = cgroup::find(Path::new("/proc/self"));
+        let limit = groups.iter().filter_map(Group::limit).min();
+        Self {
+            memory: Memory::new(budget(setting, limit)),
+            fixed: setting != 0,
+            statm: File::open("/proc/self/statm").ok(),
+            page: rustix::param::page_size() as u64,
+            groups,
+        }
+    }
+
+    /// The budget.
+    #[must_use]
+    pub fn memory(&self) -> Arc<Memory> {
+        self.memory.clone()
+    }
+
+    /// The smallest limit of the cgroups of this process.
+    #[must_use]
+    pub fn limit(&self) -> Option<u64> {
+        self.groups.iter().filter_map(Group::limit).min()
+    }
+
+    /// Measures, and puts what follows in force. Some small files of the kernel are read: no
+    /// disk is waited for.
+    pub fn look(&self) -> Look {
+        let mut buffer = [0; 256];
+        let statm = self.statm.as_ref().and_then(|f| text_of(f, &mut buffer));
+        let resident = statm.and_then(anonymous_pages).map(|n| n * self.page);
+        let groups: Vec<GroupUse> = self.groups.iter().filter_map(Group::read).collect();
+        let budget = self.memory.budget as u64;
+        let sample = Sample {
+            charged: (self.memory.used() as u64, budget),
+            resident: (resident.unwrap_or(0), budget),
+            fixed: self.fixed,
+            groups: &groups,
+        };
+        let before = match self.memory.measured.load(Ordering::Relaxed) {
+            0 => Pressure::Normal,
+            1 => Pressure::High,
+            _ => Pressure::Critical,
+        };
+        let pressure = after(before, sample.strain());
+        self.memory
+            .measured
+            .store(pressure as u8, Ordering::Relaxed);
+        let nearest = groups.iter().max_by_key(|g| per_mille(g.used, g.limit));
+        Look {
+            charged: sample.charged.0,
+            resident,
+            cgroup: nearest.map(|group| group.used),
+            pressure,
+        }
+    }
+}
+
+/// What was measured at one time: bytes in use, and of how many.
+#[derive(Debug)]
+struct Sample<'a> {
+    charged: (u64, u64),
+    resident: (u64, u64),
+    fixed: bool,
+    groups: &'a [GroupUse],
+}
+
+impl Sample<'_> {
+    /// The largest share that is in use, per mille. A cgroup counts if at least half of it is
+    /// ours; where one does, the process by itself is measured only against a budget that was
+    /// set.
+    fn strain(&self) -> u64 {
+        let resident = self.resident.0;
+        let ours = |group: &&GroupUse| resident + group.sockets >= group.used / 2;
+        let groups = self.groups.iter().filter(ours);
+        let cgroup = groups.map(|g| per_mille(g.used, g.limit)).max();
+        let charged = per_mille(self.charged.0, self.charged.1);
+        let process = per_mille(resident, self.resident.1);
+        match cgroup {
+            Some(cgroup) if !self.fixed => charged.max(cgroup),
+            cgroup => charged.max(process).max(cgroup.unwrap_or(0)),
+        }
+    }
+}
+
+/// What follows from a share of memory, per mille. A state ends well below where it began: it
+/// must not come and go with every request.
+fn after(before: Pressure, strain: u64) -> Pressure {
+    let holds = |level: Pressure, (from, until): (u64, u64)| {
+        strain >= if before >= level { until } else { from }
+    };
+    if holds(Pressure::Critical, CRITICAL) {
+        Pressure::Critical
+    } else if holds(Pressure::High, HIGH) {
+        Pressure::High
+    } else {
+        Pressure::Normal
+    }
+}
+
+/// The bytes that may be charged, given the setting and the smallest limit of a cgroup.
+fn budget(setting: u64, limit: Option<u64>) -> u64 {
+    match (setting, limit) {
+        (0, Some(limit)) => limit / 10 * 6,
+        (0, None) => WITHOUT_LIMIT,
+        (set, _) => set,
+    }
+}
+
+fn per_mille(part: u64, whole: u64) -> u64 {
+    part.saturating_mul(1000) / whole.max(1)
+}
+
+/// The pages of `statm` (proc_pid_statm(5)) that are resident and not shared with a file.
+fn anonymous_pages(statm: &str) -> Option<u64> {
+    let mut fields = statm.split_ascii_whitespace().skip(1);
+    let resident: u64 = fields.next()?.parse().ok()?;
+    let shared: u64 = fields.next()?.parse().ok()?;
+    Some(resident.saturating_sub(shared))
+}
+
+/// What a file of the kernel says now, as far as the buffer goes.
+fn text_of<'a>(file: &File, buffer: &'a mut [u8]) -> Option<&'a str> {
+    let n = file.read_at(buffer, 0).ok()?;
+    std::str::from_utf8(&buffer[..n]).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Gauge, Memory, Pressure, Sample, after, anonymous_pages, budget, cgroup::GroupUse,
+    };
+
+    #[test]
+    fn charges_are_given_back_and_never_exceed_the_budget() {
+        let memory = Memory::new(1000);
+        let mut one = memory.charge(600).unwrap();
+        assert!(memory.charge(401).is_none());
+        let two = memory.charge(400).unwrap();
+        assert_eq!(memory.used(), 1000);
+        assert!(!one.grow(1));
+        drop(two);
+        assert!(one.grow(400) && memory.charge(1).is_none());
+        one.shrink(900);
+        assert_eq!(memory.used(), 100);
+        one.shrink(900);
+        assert_eq!(memory.used(), 0);
+        assert!(memory.charge(usize::MAX).is_none());
+        drop(one);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn charges_of_many_threads_add_up() {
+        let memory = Memory::new(64);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        let charge = memory.charge(16);
+                        assert!(memory.used() <= 64);
+                        drop(charge);
+                    }
+                });
+            }
+        });
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn what_is_charged_counts_at_once() {
+        let memory = Memory::new(1000);
+        let charge = memory.charge(919).unwrap();
+        assert_eq!(memory.pressure(), Pressure::Normal);
+        let more = memory.charge(1).unwrap();
+        assert_eq!(memory.pressure(), Pressure::Critical);
+        drop((charge, more));
+        assert_eq!(memory.pressure(), Pressure::Normal);
+    }
+
+    #[test]
+    fn pressure_comes_late_and_goes_later() {
+        use Pressure::{Critical, High, Normal};
+        for (before, strain, expected) in [
+            (Normal, 0, Normal),
+            (Normal, 849, Normal),
+            (Normal, 850, High),
+            (Normal, 919, High),
+            (Normal, 920, Critical),
+            (Normal, 5000, Critical),
+            (High, 800, High),
+            (High, 799, Normal),
+            (High, 919, High),
+            (High, 920, Critical),
+            (Critical, 870, Critical),
+            (Critical, 869, High),
+            (Critical, 800, High),
+            (Critical, 799, Normal),
+        ] {
+            assert_eq!(after(before, strain), expected, "{before:?} {strain}");
+        }
+    }
+
+    #[test]
+    fn the_largest_share_counts_but_not_that_of_others() {
+        let group = |used, limit, sockets| GroupUse {
+            limit,
+            used,
+            sockets,
+        };
+        let strain = |charged, resident, fixed, groups: &[GroupUse]| {
+            let sample = Sample {
+                charged: (charged, 600),
+                resident: (resident, 600),
+                fixed,
+                groups,
+            };
+            sample.strain()
+        };
+        // Without a cgroup: the process against its budget.
+        assert_eq!(strain(0, 300, false, &[]), 500);
+        assert_eq!(strain(450, 300, false, &[]), 750);
+        // In a cgroup of its own: that.
+        let own = [group(500, 1000, 0)];
+        assert_eq!(strain(0, 300, false, &own), 500);
+        assert_eq!(strain(0, 480, false, &own), 500);
+        // ... unless the budget was set.
+        assert_eq!(strain(0, 480, true, &own), 800);
+        // What the kernel keeps in sockets is ours.
+        let sockets = [group(900, 1000, 400)];
+        assert_eq!(strain(0, 60, false, &sockets), 900);
+        // In the cgroup of an application that uses it up.
+        let shared = [group(990, 1000, 0)];
+        assert_eq!(strain(0, 60, false, &shared), 100);
+        // Nested: the nearest limit.
+        let nested = [group(200, 1000, 0), group(300, 400, 0)];
+        assert_eq!(strain(0, 200, false, &nested), 750);
+        // A limit of nothing is no reason to divide by it.
+        assert_eq!(strain(0, 0, false, &[group(0, 0, 0)]), 0);
+    }
+
+    #[test]
+    fn the_budget_is_the_setting_or_a_part_of_the_limit() {
+        for (setting, limit, expected) in [
+            (0, None, 256 << 20),
+            (0, Some(1000), 600),
+            (0, Some(u64::MAX), u64::MAX / 10 * 6),
+            (5000, Some(1000), 5000),
+            (5000, None, 5000),
+        ] {
+            assert_eq!(budget(setting, limit), expected);
+        }
+    }
+
+    #[test]
+    fn what_files_back_is_not_counted() {
+        assert_eq!(anonymous_pages("5000 1200 800 300 0 900 0\n"), Some(400));
+        assert_eq!(anonymous_pages("5000 800 900 300 0 900 0\n"), Some(0));
+        for broken in ["", "5000", "5000 x 800", "5000 1200"] {
+            assert_eq!(anonymous_pages(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn this_process_is_measured() {
+        let gauge = Gauge::new(1 << 40);
+        let look = gauge.look();
+        assert!(look.resident.unwrap() > 100_000, "{look:?}");
+        assert_eq!((look.charged, look.pressure), (0, Pressure::Normal));
+        let tiny = Gauge::new(1);
+        assert_eq!(tiny.look().pressure, Pressure::Critical);
+        assert_eq!(tiny.memory().pressure(), Pressure::Critical);
+    }
+}

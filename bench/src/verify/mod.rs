@@ -7,6 +7,7 @@ mod canary;
 mod capture;
 mod drain;
 mod exposition;
+mod http;
 mod identity;
 mod metrics;
 mod protocols;
@@ -58,6 +59,8 @@ enum Area {
     Main,
     /// Transparent capture and the life of sidecars, on hosts made of network namespaces (needs root)
     Capture,
+    /// HTTP as hostile peers speak it: framing, authorities, paths, translation, floods, resources
+    Http,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +72,7 @@ enum Group {
     Metrics,
     BadInput,
     Capture(capture::Group),
+    Http(http::Group),
 }
 
 impl Area {
@@ -91,6 +95,7 @@ impl Area {
                 Group::Capture(capture::Group::Stability),
                 Group::Capture(capture::Group::Lifecycle),
             ],
+            Self::Http => http::GROUPS,
         }
     }
 }
@@ -105,6 +110,7 @@ impl Group {
             Self::Metrics => "metrics",
             Self::BadInput => "bad-input",
             Self::Capture(group) => group.name(),
+            Self::Http(group) => group.name(),
         }
     }
 
@@ -117,6 +123,7 @@ impl Group {
             Self::Metrics => metrics::run(setting, cases).await,
             Self::BadInput => bad_input::run(setting, cases).await,
             Self::Capture(group) => Box::pin(group.run(setting, cases)).await,
+            Self::Http(group) => Box::pin(group.run(setting, cases)).await,
         }
     }
 }
@@ -179,11 +186,22 @@ impl Cases {
         expected: impl Into<String>,
         check: impl Future<Output = Result<Finding>>,
     ) {
+        self.check_within(PATIENCE, name, expected, check).await;
+    }
+
+    /// As `check`, for what takes longer.
+    pub(crate) async fn check_within(
+        &mut self,
+        patience: Duration,
+        name: &str,
+        expected: impl Into<String>,
+        check: impl Future<Output = Result<Finding>>,
+    ) {
         let start = Instant::now();
-        let finding = match timeout(PATIENCE, Box::pin(check)).await {
+        let finding = match timeout(patience, Box::pin(check)).await {
             Ok(Ok(finding)) => finding,
             Ok(Err(error)) => seen(false, error.to_string()),
-            Err(_) => seen(false, format!("no result in {PATIENCE:?}")),
+            Err(_) => seen(false, format!("no result in {patience:?}")),
         };
         self.add(name, expected.into(), finding, false, start.elapsed());
     }

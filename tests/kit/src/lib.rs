@@ -4,6 +4,7 @@
 //! | piece | for |
 //! |---|---|
 //! | [`raw1`] | an HTTP/1 client that sends any bytes in any slices and reads answers strictly |
+//! | [`raw2`] | an HTTP/2 peer, client or server: frames, header blocks and windows by hand, floods |
 //! | [`strict`] | the judge: reads bytes as strict HTTP/1 messages or says which byte is wrong |
 //! | [`cases`] | tables of what hostile clients and servers send, what must come of each, and the judge |
 //! | [`origin::capture`] | a server that keeps every byte of every connection |
@@ -26,6 +27,7 @@
 pub mod cases;
 pub mod origin;
 pub mod raw1;
+pub mod raw2;
 pub mod strict;
 
 use std::io;

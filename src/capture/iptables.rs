@@ -1,7 +1,7 @@
 //! A plan through the programs of iptables, for kernels and containers without nf_tables.
 //!
-//! One `iptables-restore --noflush` for each family: each table changes at once. What the
-//! program is to read is decided from the plan and from what `iptables-save` showed.
+//! `iptables-restore --noflush` for each family: each table changes at once. What the program
+//! is to read is decided from the plan and from what `iptables-save` showed.
 
 use std::{
     collections::BTreeSet,
@@ -13,10 +13,13 @@ use std::{
 use super::{
     foreign::{Found, PREFIX},
     options::Backend,
-    plan::{Action, Elements, Family, Hook, Kind, MARK, Match, Plan, Protocol, Rule},
+    plan::{Action, Elements, Family, Hook, Kind, MARK, Match, Plan, Protocol, Rule, Set},
 };
 
-const TABLES: [(Kind, &str); 2] = [(Kind::Nat, "nat"), (Kind::Mangle, "mangle")];
+/// Without these nothing is captured.
+const NEEDED: [(Kind, &str); 2] = [(Kind::Nat, "nat"), (Kind::Mangle, "mangle")];
+/// This one saves work; not every kernel and container has it.
+const RAW: [(Kind, &str); 1] = [(Kind::Raw, "raw")];
 
 /// The programs of one family.
 #[derive(Clone, Debug)]
@@ -78,11 +81,22 @@ impl Programs {
     }
 
     /// Puts the plan in force in place of an earlier one; without a plan, removes what is ours.
+    /// What is returned is why conntrack could not be told to leave alone what needs none, if so;
+    /// everything else is in force then.
     ///
     /// # Errors
     /// What the program wrote.
-    pub fn apply(&self, plan: Option<&Plan>) -> Result<(), String> {
-        let text = restore_text(plan, &self.saved()?, self.family);
+    pub fn apply(&self, plan: Option<&Plan>) -> Result<Option<String>, String> {
+        let saved = self.saved()?;
+        self.restore(&tables_text(&NEEDED, plan, &saved, self.family))?;
+        let Err(why) = self.restore(&tables_text(&RAW, plan, &saved, self.family)) else {
+            return Ok(None);
+        };
+        self.restore(&tables_text(&RAW, None, &saved, self.family))?;
+        Ok(Some(why))
+    }
+
+    fn restore(&self, text: &str) -> Result<(), String> {
         if text.is_empty() {
             return Ok(());
         }
@@ -146,8 +160,18 @@ pub fn chains(saved: &str, program: &str) -> Vec<Found> {
 /// What `iptables-restore --noflush` is to read; empty if there is nothing to do.
 #[must_use]
 pub fn restore_text(plan: Option<&Plan>, saved: &str, family: Family) -> String {
+    let needed = tables_text(&NEEDED, plan, saved, family);
+    needed + &tables_text(&RAW, plan, saved, family)
+}
+
+fn tables_text(
+    tables: &[(Kind, &str)],
+    plan: Option<&Plan>,
+    saved: &str,
+    family: Family,
+) -> String {
     let mut text = String::new();
-    for (kind, table) in TABLES {
+    for &(kind, table) in tables {
         let existing = Existing::read(saved, table);
         let mut chains = existing.chains.clone();
         let ours: Vec<_> = plan
@@ -264,22 +288,10 @@ fn forms(one: &Match) -> Vec<String> {
         Match::ToPort(Protocol::Udp, port) => format!("-p udp --dport {port}"),
         Match::FromPort(port) => format!("-p tcp --sport {port}"),
         Match::To(cidr) => format!("-d {cidr}"),
-        Match::From(address) => format!("-s {address}"),
-        Match::In(set) => {
-            return match &set.elements {
-                Elements::Ports(ports) => ports
-                    .iter()
-                    .map(|range| format!("-p tcp --dport {}:{}", range.first(), range.last()))
-                    .collect(),
-                Elements::Users(users) => users
-                    .iter()
-                    .map(|user| format!("-m owner --uid-owner {user}"))
-                    .collect(),
-                Elements::V4(cidrs) | Elements::V6(cidrs) => {
-                    cidrs.iter().map(|cidr| format!("-d {cidr}")).collect()
-                }
-            };
-        }
+        Match::ToAddress(address) => format!("-d {address}"),
+        Match::FromAddress(address) => format!("-s {address}"),
+        Match::In(set) => return elements(set, "--dport"),
+        Match::FromIn(set) => return elements(set, "--sport"),
         Match::OutLoopback => "-o lo".to_owned(),
         Match::NotOutLoopback => "! -o lo".to_owned(),
         Match::InLoopback => "-i lo".to_owned(),
@@ -294,6 +306,23 @@ fn forms(one: &Match) -> Vec<String> {
         Match::Reset => "-p tcp --tcp-flags RST RST".to_owned(),
     };
     vec![form]
+}
+
+/// A match for each element; `port` says which port is meant.
+fn elements(set: &Set, port: &str) -> Vec<String> {
+    match &set.elements {
+        Elements::Ports(ports) => ports
+            .iter()
+            .map(|range| format!("-p tcp {port} {}:{}", range.first(), range.last()))
+            .collect(),
+        Elements::Users(users) => users
+            .iter()
+            .map(|user| format!("-m owner --uid-owner {user}"))
+            .collect(),
+        Elements::V4(cidrs) | Elements::V6(cidrs) => {
+            cidrs.iter().map(|cidr| format!("-d {cidr}")).collect()
+        }
+    }
 }
 
 fn action(action: Action, family: Family) -> String {
@@ -312,6 +341,7 @@ fn action(action: Action, family: Family) -> String {
         }
         Action::MarkConnection => format!("-j CONNMARK --set-xmark {MARK:#x}/0xffffffff"),
         Action::MarkPacket => format!("-j MARK --set-xmark {MARK:#x}/0xffffffff"),
+        Action::Untrack => "-j CT --notrack".to_owned(),
     }
 }
 
@@ -363,6 +393,7 @@ mod tests {
             }
             assert!(!text.contains(not_there), "{not_there} in\n{text}");
             assert_eq!(text.matches("COMMIT\n").count(), 2, "{text}");
+            assert!(!text.contains("*raw"), "{text}");
         }
     }
 

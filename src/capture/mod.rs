@@ -192,9 +192,12 @@ fn install_all(
     let plan = Plan::new(options, ipv6);
     let backend = first_that_works(options.settings().backend, |backend| match backend {
         Backend::Iptables | Backend::IptablesLegacy => with_iptables(backend, &plan),
-        Backend::Auto | Backend::Nft => nft::install(&plan).map_err(|error| error.to_string()),
+        Backend::Auto | Backend::Nft => nft::install(&plan)
+            .map(|()| Vec::new())
+            .map_err(|error| error.to_string()),
     });
-    let (backend, refused) = backend.map_err(CaptureError::NoBackend)?;
+    let (backend, own, refused) = backend.map_err(CaptureError::NoBackend)?;
+    notes.extend(own);
     notes.extend(
         refused
             .into_iter()
@@ -234,11 +237,12 @@ fn install_routes(mode: Mode, ipv6: bool) -> Result<(), CaptureError> {
     result.map_err(CaptureError::Kernel)
 }
 
-/// Tries backends in their order; the one that worked, and what the ones before it said.
-fn first_that_works(
+/// Tries backends in their order; the one that worked with its result, and what the ones before
+/// it said.
+fn first_that_works<T>(
     wanted: Backend,
-    mut attempt: impl FnMut(Backend) -> Result<(), String>,
-) -> Result<(Backend, Vec<String>), Vec<String>> {
+    mut attempt: impl FnMut(Backend) -> Result<T, String>,
+) -> Result<(Backend, T, Vec<String>), Vec<String>> {
     let only = [wanted];
     let order = if wanted == Backend::Auto {
         &BACKENDS[..]
@@ -248,32 +252,35 @@ fn first_that_works(
     let mut refused = Vec::new();
     for backend in order {
         match attempt(*backend) {
-            Ok(()) => return Ok((*backend, refused)),
+            Ok(done) => return Ok((*backend, done, refused)),
             Err(why) => refused.push(why),
         }
     }
     Err(refused)
 }
 
-fn with_iptables(backend: Backend, plan: &Plan) -> Result<(), String> {
+/// Installs by these programs; what the operator should know then.
+fn with_iptables(backend: Backend, plan: &Plan) -> Result<Vec<String>, String> {
     let v4 = Programs::find(backend, Family::V4)?;
     let v6 = match Programs::find(backend, Family::V6) {
         Ok(v6) => Some(v6),
         Err(why) if plan.ipv6 => return Err(why),
         Err(_) => None,
     };
-    v4.apply(Some(plan))?;
+    let why_v4 = v4.apply(Some(plan))?;
     let result = match v6 {
         Some(v6) if plan.ipv6 => v6.apply(Some(plan)),
         // Rules of an earlier call, if the program can look at all.
         Some(v6) if v6.saved().is_ok() => v6.apply(None),
-        _ => Ok(()),
+        _ => Ok(None),
     };
     if result.is_err() {
         // The first error is the one to tell.
         let _ = v4.apply(None);
     }
-    result
+    let why_v6 = result?;
+    let note = |why| format!("calls of the sidecar to its application stay in conntrack: {why}");
+    Ok(why_v4.into_iter().chain(why_v6).map(note).collect())
 }
 
 /// What is in the kernel before we touch it.
@@ -344,7 +351,7 @@ impl Seen {
         }
         for family in [Family::V4, Family::V6] {
             let removed = Programs::find(backend, family).and_then(|programs| programs.apply(None));
-            removed.map_err(|why| {
+            removed.map(drop).map_err(|why| {
                 CaptureError::Kernel(format!("rules of {backend} could not be removed: {why}"))
             })?;
         }
@@ -425,7 +432,7 @@ mod tests {
                 }
             };
             let found = first_that_works(wanted, attempt)
-                .map(|(backend, refused)| (backend, refused.len()))
+                .map(|(backend, (), refused)| (backend, refused.len()))
                 .map_err(|refused| refused.len());
             assert_eq!(found, expected, "{wanted} {working:?}");
         }

@@ -351,8 +351,20 @@ impl Expressions<'_> {
                 self.compare(EQUAL, &port.to_be_bytes());
             }
             Match::To(cidr) => self.destination(*cidr),
-            Match::From(address) => self.source(*address),
+            Match::ToAddress(address) => {
+                let (family, offset) = destination_at(address.is_ipv4());
+                self.address(family, offset, *address);
+            }
+            Match::FromAddress(address) => {
+                let (family, offset) = source_at(address.is_ipv4());
+                self.address(family, offset, *address);
+            }
             Match::In(set) => self.member(set),
+            Match::FromIn(set) => {
+                self.protocol(Protocol::Tcp, EQUAL);
+                self.transport(0, 2);
+                self.lookup(set);
+            }
             Match::OutLoopback => self.meta(5, EQUAL, &LOOPBACK_INDEX.to_ne_bytes()),
             Match::NotOutLoopback => self.meta(5, NOT_EQUAL, &LOOPBACK_INDEX.to_ne_bytes()),
             Match::InLoopback => self.meta(4, EQUAL, &LOOPBACK_INDEX.to_ne_bytes()),
@@ -424,6 +436,7 @@ impl Expressions<'_> {
                     meta.number(3, REGISTER);
                 });
             }
+            Action::Untrack => self.add("notrack", |_| {}),
         }
     }
 
@@ -498,12 +511,8 @@ impl Expressions<'_> {
         self.compare(EQUAL, &octets[..usize::from(length)]);
     }
 
-    fn source(&mut self, address: IpAddr) {
+    fn address(&mut self, family: u8, offset: u32, address: IpAddr) {
         let octets = octets(address);
-        let (family, offset) = match address {
-            IpAddr::V4(_) => (IPV4, 12),
-            IpAddr::V6(_) => (IPV6, 8),
-        };
         self.family(family);
         self.network(offset, u32::try_from(octets.len()).unwrap_or(0));
         self.compare(EQUAL, &octets);
@@ -527,6 +536,10 @@ impl Expressions<'_> {
                 self.network(offset, 16);
             }
         }
+        self.lookup(set);
+    }
+
+    fn lookup(&mut self, set: &Set) {
         self.add("lookup", |lookup| {
             lookup.text(1, set.name);
             lookup.number(2, REGISTER);
@@ -571,6 +584,11 @@ impl Expressions<'_> {
             });
         });
     }
+}
+
+/// Family and offset of the source in the network header.
+const fn source_at(is_ipv4: bool) -> (u8, u32) {
+    if is_ipv4 { (IPV4, 12) } else { (IPV6, 8) }
 }
 
 /// Family and offset of the destination in the network header.

@@ -1,8 +1,6 @@
 //! Connections from peers, and of the workload to itself.
 
-use std::{io::ErrorKind, net::TcpStream};
-
-use socket2::{Domain, Socket, Type};
+use std::io::ErrorKind;
 
 use crate::space::{
     APP, FAMILIES, PEER_V4, POD_V4, SIDECAR, Space, any, at, loopback, skip, talk, wire,
@@ -109,18 +107,6 @@ fn forwarded_connections_are_not_ours() {
     }
 }
 
-/// The sidecar dials from an address of its choice.
-fn dial_from(pod: &Space, source: &str, to: &str) -> TcpStream {
-    pod.run_as(SIDECAR, || {
-        let to: std::net::SocketAddr = to.parse().unwrap();
-        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
-        let source: std::net::SocketAddr = at(source, 0).parse().unwrap();
-        socket.bind(&source.into()).unwrap();
-        socket.connect(&to.into()).unwrap();
-        socket.into()
-    })
-}
-
 #[test]
 fn a_call_to_itself_passes_the_sidecar_once() {
     if skip("a_call_to_itself_passes_the_sidecar_once") {
@@ -148,7 +134,7 @@ fn a_call_to_itself_passes_the_sidecar_once() {
                 } else {
                     "127.0.0.6"
                 };
-                let mut outbound = dial_from(&pod, source, &to);
+                let mut outbound = pod.dial_from(SIDECAR, source, &to).unwrap();
                 let mut accepted = app.accept();
                 assert_eq!(accepted.peer.ip().to_string(), source);
                 talk(&mut outbound, &mut accepted.stream);

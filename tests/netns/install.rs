@@ -18,7 +18,10 @@ fn foreign_rules(pod: &Space) {
          $i -t nat -A USERS -p tcp -j REDIRECT --to-ports 4445; \
          $i -t nat -A PREROUTING -p tcp --dport 4446 -j RETURN; \
          $i -t mangle -A OUTPUT -p udp --dport 4447 -j MARK --set-mark 9; \
-         $i -t mangle -A PREROUTING -p udp --dport 4448 -j DROP; done; \
+         $i -t mangle -A PREROUTING -p udp --dport 4448 -j DROP; \
+         $i -t raw -A OUTPUT -p udp --dport 4449 -j CT --notrack; done; \
+         nft 'add chain inet mine raw { type filter hook output priority -300; }; \
+         add rule inet mine raw udp dport 4450 notrack'; \
          ip rule add fwmark 9 lookup 99; ip route add default via 10.111.0.2 table 99",
     );
 }
@@ -71,7 +74,7 @@ fn twice_is_the_same_as_once_and_connections_survive() {
 
 /// The lines of each chain: the programs of iptables list their chains in the order in which
 /// they were made.
-fn by_chain(rules: &str) -> BTreeMap<String, Vec<String>> {
+pub(crate) fn by_chain(rules: &str) -> BTreeMap<String, Vec<String>> {
     let (mut table, mut chain) = ("", "");
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for line in rules.lines().filter(|line| !line.is_empty()) {

@@ -11,3 +11,4 @@ mod outbound;
 mod selftest;
 mod space;
 mod tproxy;
+mod untracked;

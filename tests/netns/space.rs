@@ -178,6 +178,25 @@ impl Space {
         Ok(stream)
     }
 
+    /// Dials from it, from an address of its choice.
+    pub(crate) fn dial_from(
+        &self,
+        owner: (u32, u32),
+        source: &str,
+        to: &str,
+    ) -> std::io::Result<TcpStream> {
+        let to: SocketAddr = to.parse().unwrap();
+        let source: SocketAddr = at(source, 0).parse().unwrap();
+        let stream: TcpStream = self.run_as(owner, || {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            socket.bind(&source.into())?;
+            socket.connect_timeout(&to.into(), PATIENCE)?;
+            std::io::Result::Ok(socket.into())
+        })?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Ok(stream)
+    }
+
     /// A UDP socket in it.
     pub(crate) fn udp(&self, owner: (u32, u32), address: &str) -> UdpSocket {
         let socket = self.run_as(owner, || UdpSocket::bind(address).unwrap());

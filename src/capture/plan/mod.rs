@@ -20,6 +20,8 @@ pub const SOURCE_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 /// The same for IPv6.
 pub const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 
+/// Before conntrack (-200).
+const PRIORITY_RAW: i32 = -300;
 /// Before the address translation of others (-100), so that ours decides; after conntrack.
 const PRIORITY_NAT: i32 = -110;
 /// As the mangle tables of others.
@@ -58,9 +60,11 @@ pub enum Elements {
     V6(Vec<Cidr>),
 }
 
-/// The two kinds of chains.
+/// The kinds of chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// Sees every packet before conntrack does.
+    Raw,
     /// Sees the first packet of a connection.
     Nat,
     /// Sees every packet.
@@ -120,12 +124,16 @@ pub enum Match {
     ToPort(Protocol, u16),
     /// The TCP source port.
     FromPort(u16),
-    /// The destination address.
+    /// The destination is in this network.
     To(Cidr),
-    /// The source address.
-    From(IpAddr),
+    /// The destination is this address.
+    ToAddress(IpAddr),
+    /// The source is this address.
+    FromAddress(IpAddr),
     /// Destination or user is in the set.
     In(Set),
+    /// The TCP source port is in the set.
+    FromIn(Set),
     /// It leaves by the loopback interface.
     OutLoopback,
     /// It leaves by another one.
@@ -144,7 +152,7 @@ pub enum Match {
     Reply,
     /// It opens a connection.
     New,
-    /// Conntrack can make sense of it.
+    /// Conntrack can make sense of it, or was told to leave it alone.
     NotInvalid,
     /// Its connection carries [`MARK`].
     Marked,
@@ -169,6 +177,9 @@ pub enum Action {
     MarkConnection,
     /// The packet gets [`MARK`]; the next rule decides.
     MarkPacket,
+    /// Conntrack leaves the packet alone, here and where the loopback interface delivers it; so
+    /// does all address translation.
+    Untrack,
 }
 
 fn rule(matches: impl Into<Vec<Match>>, action: Action) -> Rule {
@@ -201,6 +212,10 @@ impl Plan {
         ];
         let hook = Some(Hook::Prerouting);
         if options.settings().mode == Mode::Redirect {
+            chains.push(rules.chain("application", Kind::Raw, Some(Hook::Output), {
+                rules.application()
+            }));
+            chains.push(rules.chain("untracked", Kind::Raw, None, rules.untracked()));
             chains.push(rules.chain("inbound", Kind::Nat, hook, rules.inbound()));
             chains.push(rules.chain("check_inbound", Kind::Mangle, hook, rules.check_inbound()));
         } else {
@@ -209,7 +224,7 @@ impl Plan {
         let mut sets: Vec<Set> = Vec::new();
         for found in chains.iter().flat_map(|chain| &chain.rules) {
             for one in &found.matches {
-                if let Match::In(set) = one
+                if let Match::In(set) | Match::FromIn(set) = one
                     && !sets.contains(set)
                 {
                     sets.push(set.clone());
@@ -283,8 +298,8 @@ impl Rules<'_> {
             rule([Match::NotOutLoopback], Action::Leave),
             rule([Match::To(Cidr::LOOPBACK_V4)], Action::Leave),
             rule([Match::To(Cidr::LOOPBACK_V6)], Action::Leave),
-            rule([Match::From(SOURCE_V4.into())], Action::Leave),
-            rule([Match::From(SOURCE_V6.into())], Action::Leave),
+            rule([Match::FromAddress(SOURCE_V4.into())], Action::Leave),
+            rule([Match::FromAddress(SOURCE_V6.into())], Action::Leave),
             rule([Match::NotFromLocal], Action::Leave),
         ];
         rules.extend(self.inbound_exceptions());
@@ -334,18 +349,29 @@ impl Rules<'_> {
     /// connections. TCP sends them again.
     fn check_outbound(&self) -> Vec<Rule> {
         let settings = self.options.settings();
-        let mut rules = vec![rule([Match::NotTcp], Action::Leave)];
+        let mut rules = Vec::new();
         if settings.mode == Mode::Tproxy {
             // The application answers to an address that is elsewhere; the answer is for us.
-            rules.push(rule([Match::Marked, Match::Reply], Action::MarkPacket));
+            rules.push(rule(
+                [Match::Marked, Match::Tcp, Match::Reply],
+                Action::MarkPacket,
+            ));
             for owner in self.owners() {
                 rules.push(rule(
-                    [owner, Match::OutLoopback, Match::New, Match::NotFromLocal],
+                    [
+                        Match::New,
+                        Match::OutLoopback,
+                        Match::Tcp,
+                        owner,
+                        Match::NotFromLocal,
+                    ],
                     Action::MarkConnection,
                 ));
             }
         }
+        // Nearly every packet ends here.
         rules.push(rule([Match::NotInvalid], Action::Leave));
+        rules.push(rule([Match::NotTcp], Action::Leave));
         rules.push(rule([Match::Reset], Action::Leave));
         for port in [
             settings.outbound_port,
@@ -374,6 +400,44 @@ impl Rules<'_> {
         ]
     }
 
+    /// The sidecar's calls of its application, and the answers, which nobody has to translate.
+    ///
+    /// Known by the address that is theirs alone, not by who sends: what closes a connection has
+    /// no owner any more, and conntrack would take it for a new connection.
+    fn application(&self) -> Vec<Rule> {
+        let mut rules = vec![rule([Match::NotOutLoopback], Action::Leave)];
+        for source in [SOURCE_V4.into(), SOURCE_V6.into()] {
+            for end in [Match::FromAddress(source), Match::ToAddress(source)] {
+                rules.push(rule([end], Action::Goto("untracked")));
+            }
+        }
+        rules
+    }
+
+    /// An application may use that address, too: its queries to a resolver there, and its calls
+    /// from there, are redirected, and answered from a port of the sidecar. Both ports are looked
+    /// at, so that no connection is tracked in one direction only.
+    fn untracked(&self) -> Vec<Rule> {
+        let settings = self.options.settings();
+        let mut ports = vec![
+            settings.outbound_port,
+            settings.inbound_port,
+            settings.dns_port,
+        ];
+        if self.options.captures_dns() {
+            ports.push(53);
+        }
+        ports.sort_unstable();
+        let ports = ports.into_iter().filter_map(PortRange::one).collect();
+        let mut rules = Vec::new();
+        if let Some(Match::In(ports)) = set("tracked_ports", ports, Elements::Ports) {
+            rules.push(rule([Match::FromIn(ports.clone())], Action::Leave));
+            rules.push(rule([Match::In(ports)], Action::Leave));
+        }
+        rules.push(rule([Match::Tcp], Action::Untrack));
+        rules
+    }
+
     fn inbound(&self) -> Vec<Rule> {
         let mut rules = self.arrivals();
         let port = self.options.settings().inbound_port;
@@ -383,8 +447,8 @@ impl Rules<'_> {
 
     fn check_inbound(&self) -> Vec<Rule> {
         let mut rules = vec![
-            rule([Match::NotTcp], Action::Leave),
             rule([Match::NotInvalid], Action::Leave),
+            rule([Match::NotTcp], Action::Leave),
         ];
         rules.extend(self.arrivals());
         rules.push(rule([self.inbound_ports()], Action::Drop));
@@ -474,7 +538,7 @@ impl Rule {
         let named = self.matches.iter().find_map(|one| match one {
             Match::Ipv6 => Some(Family::V6),
             Match::To(cidr) => Some(of(cidr.address())),
-            Match::From(address) => Some(of(*address)),
+            Match::ToAddress(address) | Match::FromAddress(address) => Some(of(*address)),
             Match::In(set) => match set.elements {
                 Elements::V4(_) => Some(Family::V4),
                 Elements::V6(_) => Some(Family::V6),
@@ -492,6 +556,7 @@ impl Chain {
     pub fn base(&self) -> Option<(&'static str, Hook, i32)> {
         let hook = self.hook?;
         Some(match (self.kind, hook) {
+            (Kind::Raw, _) => ("filter", hook, PRIORITY_RAW),
             (Kind::Nat, _) => ("nat", hook, PRIORITY_NAT),
             // A packet whose mark changes is routed again.
             (Kind::Mangle, Hook::Output) => ("route", hook, PRIORITY_MANGLE),
@@ -586,7 +651,8 @@ impl fmt::Display for Match {
             Self::ToPort(Protocol::Udp, port) => write!(f, "udp dport {port}"),
             Self::FromPort(port) => write!(f, "tcp sport {port}"),
             Self::To(cidr) => write!(f, "{} daddr {cidr}", family(&cidr.address())),
-            Self::From(address) => write!(f, "{} saddr {address}", family(address)),
+            Self::ToAddress(address) => write!(f, "{} daddr {address}", family(address)),
+            Self::FromAddress(address) => write!(f, "{} saddr {address}", family(address)),
             Self::In(set) => {
                 let what = match set.elements {
                     Elements::Ports(_) => "tcp dport",
@@ -596,6 +662,7 @@ impl fmt::Display for Match {
                 };
                 write!(f, "{what} @{}", set.name)
             }
+            Self::FromIn(set) => write!(f, "tcp sport @{}", set.name),
             Self::OutLoopback => f.write_str("oif \"lo\""),
             Self::NotOutLoopback => f.write_str("oif != \"lo\""),
             Self::InLoopback => f.write_str("iif \"lo\""),
@@ -622,372 +689,10 @@ impl fmt::Display for Action {
             Self::Tproxy(port) => write!(f, "tproxy to :{port} accept"),
             Self::MarkConnection => write!(f, "ct mark set {MARK:#010x}"),
             Self::MarkPacket => write!(f, "meta mark set {MARK:#010x}"),
+            Self::Untrack => f.write_str("notrack"),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::IpAddr;
-
-    use super::{Action, Elements, Hook, Kind, Match, Plan, Protocol, SOURCE_V4, SOURCE_V6};
-    use crate::capture::options::parse;
-
-    /// A packet and what the kernel knows about it.
-    #[derive(Clone, Copy)]
-    struct Packet {
-        hook: Hook,
-        protocol: Protocol,
-        from: IpAddr,
-        to: IpAddr,
-        from_port: u16,
-        to_port: u16,
-        /// It goes by the loopback interface.
-        loopback: bool,
-        owner: Option<(u32, u32)>,
-        state: State,
-        reset: bool,
-        marked: bool,
-    }
-
-    #[derive(Clone, Copy, PartialEq)]
-    enum State {
-        New,
-        Reply,
-        Invalid,
-    }
-
-    const OURS: [&str; 5] = ["127.0.0.6", "10.0.0.1", "fd00::1", "::6", "127.0.0.1"];
-
-    fn is_ours(address: IpAddr) -> bool {
-        OURS.iter()
-            .any(|ours| address == ours.parse::<IpAddr>().unwrap())
-    }
-
-    fn packet(hook: Hook, from: &str, to: &str, to_port: u16) -> Packet {
-        let to: IpAddr = to.parse().unwrap();
-        Packet {
-            hook,
-            protocol: Protocol::Tcp,
-            from: from.parse().unwrap(),
-            to,
-            from_port: 40_000,
-            to_port,
-            loopback: hook == Hook::Output && (to.is_loopback() || is_ours(to)),
-            owner: (hook == Hook::Output).then_some((1000, 1000)),
-            state: State::New,
-            reset: false,
-            marked: false,
-        }
-    }
-
-    fn out(to: &str, port: u16) -> Packet {
-        let from = if to.contains(':') {
-            "fd00::1"
-        } else {
-            "10.0.0.1"
-        };
-        packet(Hook::Output, from, to, port)
-    }
-
-    fn arriving(to: &str, port: u16) -> Packet {
-        let from = if to.contains(':') {
-            "fd00::9"
-        } else {
-            "10.0.0.9"
-        };
-        packet(Hook::Prerouting, from, to, port)
-    }
-
-    fn by(owner: (u32, u32), packet: Packet) -> Packet {
-        Packet {
-            owner: Some(owner),
-            ..packet
-        }
-    }
-
-    fn from(source: impl Into<IpAddr>, packet: Packet) -> Packet {
-        Packet {
-            from: source.into(),
-            ..packet
-        }
-    }
-
-    fn in_state(state: State, packet: Packet) -> Packet {
-        Packet { state, ..packet }
-    }
-
-    fn udp(packet: Packet) -> Packet {
-        Packet {
-            protocol: Protocol::Udp,
-            ..packet
-        }
-    }
-
-    fn holds(one: &Match, p: &Packet) -> bool {
-        let is_tcp = p.protocol == Protocol::Tcp;
-        match one {
-            Match::Ipv6 => p.to.is_ipv6(),
-            Match::Tcp => is_tcp,
-            Match::NotTcp => !is_tcp,
-            Match::ToPort(protocol, port) => p.protocol == *protocol && p.to_port == *port,
-            Match::FromPort(port) => is_tcp && p.from_port == *port,
-            Match::To(cidr) => cidr.contains(p.to),
-            Match::From(address) => p.from == *address,
-            Match::In(set) => match &set.elements {
-                Elements::Ports(ports) => is_tcp && ports.iter().any(|r| r.contains(p.to_port)),
-                Elements::Users(users) => p.owner.is_some_and(|(uid, _)| users.contains(&uid)),
-                Elements::V4(cidrs) | Elements::V6(cidrs) => cidrs.iter().any(|c| c.contains(p.to)),
-            },
-            Match::OutLoopback | Match::InLoopback => p.loopback,
-            Match::NotOutLoopback => !p.loopback,
-            Match::NotToLocal => !is_ours(p.to),
-            Match::NotFromLocal => !is_ours(p.from),
-            Match::User(id) => p.owner.is_some_and(|(uid, _)| uid == *id),
-            Match::Group(id) => p.owner.is_some_and(|(_, gid)| gid == *id),
-            Match::Reply => p.state == State::Reply,
-            Match::New => p.state == State::New,
-            Match::NotInvalid => p.state != State::Invalid,
-            Match::Marked => p.marked,
-            Match::Reset => p.reset,
-        }
-    }
-
-    /// What happens to a packet, in the order in which the kernel calls the chains.
-    fn fate(plan: &Plan, p: &Packet) -> String {
-        let mut marks = String::new();
-        for kind in [Kind::Mangle, Kind::Nat] {
-            // Address translation sees the first packet of what conntrack understands.
-            if kind == Kind::Nat && p.state != State::New {
-                continue;
-            }
-            let called = |chain: &&super::Chain| chain.kind == kind && chain.hook == Some(p.hook);
-            let mut next = plan.chains.iter().find(called);
-            'chain: while let Some(chain) = next.take() {
-                for rule in &chain.rules {
-                    if !rule.matches.iter().all(|one| holds(one, p)) {
-                        continue;
-                    }
-                    match rule.action {
-                        Action::Leave => break 'chain,
-                        Action::Drop => return "dropped".to_owned(),
-                        Action::Goto(name) => {
-                            next = plan.chains.iter().find(|chain| chain.name == name);
-                            assert!(next.is_some(), "{name}");
-                            continue 'chain;
-                        }
-                        Action::Redirect(port) => return format!("redirected {port}"),
-                        Action::Tproxy(port) => return format!("tproxied {port}"),
-                        Action::MarkConnection => marks = "connection marked".to_owned(),
-                        Action::MarkPacket => marks = "packet marked".to_owned(),
-                    }
-                }
-            }
-        }
-        if marks.is_empty() {
-            "untouched".to_owned()
-        } else {
-            marks
-        }
-    }
-
-    fn check(line: &str, table: &[(Packet, &str)]) {
-        let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        let (_, options) = parse(&args).unwrap();
-        let plan = Plan::new(&options, true);
-        for (at, (packet, expected)) in table.iter().enumerate() {
-            assert_eq!(fate(&plan, packet), *expected, "{line}: case {at}\n{plan}");
-        }
-    }
-
-    const SIDECAR: (u32, u32) = (14_020, 14_020);
-
-    #[test]
-    fn outbound() {
-        check(
-            "",
-            &[
-                (out("192.0.2.1", 80), "redirected 14001"),
-                (out("2001:db8::1", 443), "redirected 14001"),
-                (out("127.0.0.1", 5432), "untouched"),
-                (out("::1", 5432), "untouched"),
-                (out("10.0.0.1", 8080), "untouched"),
-                (udp(out("192.0.2.1", 443)), "untouched"),
-                (udp(out("192.0.2.1", 53)), "redirected 14053"),
-                (out("192.0.2.1", 53), "redirected 14053"),
-                (udp(out("127.0.0.11", 53)), "redirected 14053"),
-                (udp(out("2001:db8::1", 53)), "redirected 14053"),
-                (by(SIDECAR, out("192.0.2.1", 80)), "untouched"),
-                (by((14_020, 0), out("192.0.2.1", 80)), "untouched"),
-                (by((0, 14_020), out("192.0.2.1", 80)), "untouched"),
-                (by(SIDECAR, udp(out("127.0.0.11", 53))), "untouched"),
-            ],
-        );
-        check(
-            "--exclude-outbound-ports 22,8000-8100 --exclude-outbound-cidrs 10.0.0.0/8,2001:db8::/32 \
-             --exclude-uids 7 --outbound-port 1 --dns-port 2",
-            &[
-                (out("192.0.2.1", 80), "redirected 1"),
-                (out("192.0.2.1", 22), "untouched"),
-                (out("192.0.2.1", 8050), "untouched"),
-                (out("192.0.2.1", 8101), "redirected 1"),
-                (out("10.9.9.9", 80), "untouched"),
-                (udp(out("10.9.9.9", 53)), "untouched"),
-                (udp(out("192.0.2.1", 53)), "redirected 2"),
-                (out("2001:db8::1", 80), "untouched"),
-                (out("2001:db9::1", 80), "redirected 1"),
-                (by((7, 7), out("192.0.2.1", 80)), "untouched"),
-                (by((7, 7), udp(out("192.0.2.1", 53))), "untouched"),
-            ],
-        );
-        check(
-            "--only-uids 7 --exclude-outbound-ports 53",
-            &[
-                (by((7, 7), out("192.0.2.1", 80)), "redirected 14001"),
-                (by((8, 7), out("192.0.2.1", 80)), "untouched"),
-                (by((7, 7), out("192.0.2.1", 53)), "untouched"),
-                (by((7, 7), udp(out("192.0.2.1", 53))), "untouched"),
-            ],
-        );
-        check(
-            "--no-dns --no-ipv6",
-            &[
-                (udp(out("192.0.2.1", 53)), "untouched"),
-                (out("192.0.2.1", 53), "redirected 14001"),
-                (out("2001:db8::1", 80), "untouched"),
-                (arriving("fd00::1", 80), "untouched"),
-                (arriving("10.0.0.1", 80), "redirected 14006"),
-            ],
-        );
-    }
-
-    #[test]
-    fn inbound() {
-        check(
-            "",
-            &[
-                (arriving("10.0.0.1", 8080), "redirected 14006"),
-                (arriving("fd00::1", 8080), "redirected 14006"),
-                (arriving("192.0.2.7", 8080), "untouched"),
-                (arriving("10.0.0.1", 14_020), "untouched"),
-                (arriving("10.0.0.1", 14_006), "untouched"),
-                (udp(arriving("10.0.0.1", 8080)), "untouched"),
-                (
-                    Packet {
-                        loopback: true,
-                        ..arriving("10.0.0.1", 8080)
-                    },
-                    "untouched",
-                ),
-            ],
-        );
-        for mode in ["redirect", "tproxy"] {
-            let done = if mode == "redirect" {
-                "redirected"
-            } else {
-                "tproxied"
-            };
-            check(
-                &format!("--mode {mode} --inbound-ports 80,8000-8100 --exclude-inbound-ports 8050"),
-                &[
-                    (arriving("10.0.0.1", 80), &format!("{done} 14006")),
-                    (arriving("10.0.0.1", 8100), &format!("{done} 14006")),
-                    (arriving("10.0.0.1", 8050), "untouched"),
-                    (arriving("10.0.0.1", 81), "untouched"),
-                    (
-                        in_state(State::Invalid, arriving("10.0.0.1", 81)),
-                        "untouched",
-                    ),
-                ],
-            );
-        }
-    }
-
-    #[test]
-    fn a_call_to_itself_arrives_as_if_from_a_peer() {
-        for mode in ["redirect", "tproxy"] {
-            let dialed = |port| by(SIDECAR, out("10.0.0.1", port));
-            let dialed_v6 = by(SIDECAR, out("fd00::1", 8080));
-            let kept = if mode == "tproxy" {
-                "connection marked"
-            } else {
-                "untouched"
-            };
-            let peer: IpAddr = "10.0.0.9".parse().unwrap();
-            check(
-                &format!("--mode {mode} --exclude-inbound-ports 9999"),
-                &[
-                    (dialed(8080), "redirected 14006"),
-                    (dialed_v6, "redirected 14006"),
-                    (dialed(9999), "untouched"),
-                    (dialed(14_020), "untouched"),
-                    (from(SOURCE_V4, dialed(8080)), "untouched"),
-                    (from(SOURCE_V6, dialed_v6), "untouched"),
-                    (by(SIDECAR, out("127.0.0.1", 8080)), "untouched"),
-                    // In the caller's name.
-                    (from(peer, dialed(8080)), kept),
-                ],
-            );
-        }
-    }
-
-    #[test]
-    fn answers_to_foreign_addresses_come_back() {
-        let answer = Packet {
-            marked: true,
-            ..in_state(State::Reply, out("10.0.0.9", 40_000))
-        };
-        let others = Packet {
-            marked: false,
-            ..answer
-        };
-        check(
-            "--mode tproxy",
-            &[(answer, "packet marked"), (others, "untouched")],
-        );
-        check("", &[(answer, "untouched")]);
-        // Answers to connections that left are no new ones.
-        let back = in_state(State::Reply, arriving("10.0.0.1", 40_000));
-        check("--mode tproxy", &[(back, "untouched")]);
-    }
-
-    #[test]
-    fn what_conntrack_cannot_assign_is_dropped() {
-        let invalid = |packet| in_state(State::Invalid, packet);
-        let answer = |port| Packet {
-            from_port: port,
-            ..invalid(by(SIDECAR, out("10.0.0.9", 40_000)))
-        };
-        let reset = Packet {
-            reset: true,
-            ..invalid(out("192.0.2.1", 80))
-        };
-        check(
-            "--exclude-outbound-ports 22 --exclude-uids 7",
-            &[
-                (invalid(arriving("10.0.0.1", 8080)), "dropped"),
-                (invalid(arriving("10.0.0.1", 14_020)), "untouched"),
-                (invalid(udp(arriving("10.0.0.1", 8080))), "untouched"),
-                (invalid(out("192.0.2.1", 80)), "dropped"),
-                (invalid(out("192.0.2.1", 22)), "untouched"),
-                (invalid(out("10.0.0.1", 80)), "untouched"),
-                (invalid(by((7, 7), out("192.0.2.1", 80))), "untouched"),
-                (invalid(by(SIDECAR, out("192.0.2.1", 80))), "untouched"),
-                (answer(14_001), "dropped"),
-                (answer(14_006), "dropped"),
-                (reset, "untouched"),
-            ],
-        );
-        check(
-            "--mode tproxy",
-            &[(invalid(arriving("10.0.0.1", 8080)), "tproxied 14006")],
-        );
-        check(
-            "--only-uids 7",
-            &[
-                (invalid(by((7, 7), out("192.0.2.1", 80))), "dropped"),
-                (invalid(out("192.0.2.1", 80)), "untouched"),
-            ],
-        );
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 use std::{io, time::Duration};
 
 use bytes::Bytes;
+use memchr::memchr;
 use tokio::time::timeout;
 
 use crate::{config::AppProtocol, io::Io};
@@ -59,7 +60,7 @@ fn request_line(bytes: &[u8]) -> Detected {
         .count();
     match bytes.get(method) {
         None if method <= LONGEST_METHOD => Detected::NeedMore,
-        Some(b' ') if method > 0 => match bytes.get(method + 1) {
+        Some(b' ') if (1..=LONGEST_METHOD).contains(&method) => match bytes.get(method + 1) {
             None => Detected::NeedMore,
             Some(b'/' | b'*') => version(&bytes[method + 1..]),
             Some(b) if b.is_ascii_alphanumeric() || *b == b'[' => version(&bytes[method + 1..]),
@@ -71,9 +72,11 @@ fn request_line(bytes: &[u8]) -> Detected {
 
 /// The rest of a request line must end in ` HTTP/1.x`.
 fn version(rest: &[u8]) -> Detected {
-    const LONGEST_TARGET: usize = 16 * 1024;
-    let Some(end) = rest.iter().position(|b| *b == b'\n') else {
-        return if rest.len() > LONGEST_TARGET {
+    /// The longest target that a setting may allow, and the version.
+    const LONGEST: usize = 64 * 1024;
+    let rest = &rest[..rest.len().min(LONGEST)];
+    let Some(end) = memchr(b'\n', rest) else {
+        return if rest.len() == LONGEST {
             Detected::Opaque
         } else {
             Detected::NeedMore
@@ -179,5 +182,16 @@ mod tests {
         for cut in 1..PREFACE.len() {
             assert_eq!(classify(&PREFACE[..cut]), NeedMore, "{cut}");
         }
+        // What is too long is told as such, however much of it is there.
+        let word = "A".repeat(25);
+        assert_eq!(classify(word.as_bytes()), Opaque);
+        assert_eq!(classify(format!("{word} /").as_bytes()), Opaque);
+        assert_eq!(classify(format!("{} /", &word[1..]).as_bytes()), NeedMore);
+        for (target, told) in [(65_000, Http1), (66_000, Opaque)] {
+            let line = format!("GET {} HTTP/1.1\r\n", "/".repeat(target));
+            assert_eq!(classify(line.as_bytes()), told, "{target}");
+        }
+        assert_eq!(classify(&b"GET /".repeat(13_000)), NeedMore);
+        assert_eq!(classify(&b"GET /".repeat(14_000)), Opaque);
     }
 }

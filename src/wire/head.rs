@@ -410,12 +410,14 @@ fn is_host(host: &[u8]) -> bool {
 }
 
 fn is_port(port: &[u8]) -> bool {
+    if port.is_empty() || port.len() > 5 {
+        return false;
+    }
     let value = port.iter().try_fold(0_u32, |value, digit| {
-        digit
-            .is_ascii_digit()
-            .then(|| value * 10 + u32::from(digit - b'0'))
+        let digit = digit.is_ascii_digit().then(|| u32::from(digit - b'0'));
+        Some(value * 10 + digit?)
     });
-    (1..=5).contains(&port.len()) && value.is_some_and(|value| value <= 65_535)
+    value.is_some_and(|value| value <= 65_535)
 }
 
 /// Judges a request target in the form that its method may have (RFC 9112 section 3.2).

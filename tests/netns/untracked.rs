@@ -2,9 +2,12 @@
 
 use std::{fs, io::Read as _, net::TcpStream, os::unix::fs::PermissionsExt as _, process::Command};
 
-use crate::install::by_chain;
-use crate::space::{
-    APP, BRIEFLY, FAMILIES, Listener, SIDECAR, Space, any, at, loopback, sh, skip, talk, text, wire,
+use crate::{
+    install::by_chain,
+    space::{
+        APP, BRIEFLY, FAMILIES, Listener, SIDECAR, Space, any, at, loopback, sh, skip, talk, text,
+        wire,
+    },
 };
 
 const BACKENDS: [&str; 3] = ["nft", "iptables", "iptables-legacy"];

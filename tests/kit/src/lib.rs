@@ -8,6 +8,9 @@
 //! | [`strict`] | the judge: reads bytes as strict HTTP/1 messages or says which byte is wrong |
 //! | [`cases`] | tables of what hostile clients and servers send, what must come of each, and the judge |
 //! | [`origin::capture`] | a server that keeps every byte of every connection |
+//! | [`origin::nonce`] | a server that says what arrived (SHA-256) and how often, over HTTP/1 and HTTP/2 |
+//! | [`origin::script`] | a server that does what a script says, in raw bytes or raw frames |
+//! | [`fault`] | a TCP proxy that delays, slices, slows, cuts, corrupts and stalls |
 //!
 //! ```no_run
 //! use weft_kit::{origin::capture::Capture, raw1};
@@ -25,7 +28,9 @@
 //! that keeps bytes has a bound. Servers stop when they are dropped, with their connections.
 
 pub mod cases;
+pub mod fault;
 pub mod origin;
+mod random;
 pub mod raw1;
 pub mod raw2;
 pub mod strict;

@@ -223,7 +223,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// Reads some bytes; `false` at the end.
     async fn fill(&mut self) -> io::Result<bool> {
-        let mut buffer = [0; 16 << 10];
+        let mut buffer = vec![0; 16 << 10];
         let reading = self.stream.read(&mut buffer);
         let read = within(self.patience, "a byte of an answer", reading).await??;
         let bytes = &buffer[..read];
@@ -310,7 +310,7 @@ pub async fn attempt<S: AsyncRead + AsyncWrite + Unpin>(stream: S, plan: &Plan) 
             reader.expect(*asked);
         }
         let (mut received, mut finals) = (Vec::new(), 0);
-        let mut buffer = [0; 16 << 10];
+        let mut buffer = vec![0; 16 << 10];
         loop {
             if finals >= plan.asked.len() {
                 answered.take();

@@ -7,14 +7,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
-use super::{Server, anywhere};
+use super::{Log, Server, anywhere};
 use crate::strict::{self, Message, Reader, Reading, Violation};
-use crate::within;
 
 /// What is kept of one connection; it is closed when there is more.
 const MOST: usize = 64 << 20;
@@ -49,28 +46,19 @@ impl Connection {
 
 type Answer = Arc<dyn Fn(&Message) -> Vec<u8> + Send + Sync>;
 
-struct Log {
-    connections: Mutex<Vec<Connection>>,
-    /// Counts what has happened.
-    changed: watch::Sender<u64>,
-}
-
-impl Log {
-    fn change(&self, number: usize, change: impl FnOnce(&mut Connection)) {
-        let mut connections = self.connections.lock();
-        // Not there: forgotten meanwhile.
+/// Changes what is known of a connection, if it was not forgotten meanwhile.
+fn change(log: &Log<Connection>, number: usize, change: impl FnOnce(&mut Connection)) {
+    log.change(|connections| {
         if let Some(connection) = connections.iter_mut().find(|c| c.number == number) {
             change(connection);
         }
-        drop(connections);
-        self.changed.send_modify(|count| *count += 1);
-    }
+    });
 }
 
 /// The origin.
 pub struct Capture {
     server: Server,
-    log: Arc<Log>,
+    log: Arc<Log<Connection>>,
 }
 
 impl Capture {
@@ -91,29 +79,25 @@ impl Capture {
         listener: TcpListener,
         answer: impl Fn(&Message) -> Vec<u8> + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let log = Arc::new(Log {
-            connections: Mutex::default(),
-            changed: watch::Sender::new(0),
-        });
+        let log = Arc::new(Log::default());
         let answer: Answer = Arc::new(answer);
         let shared = log.clone();
         let server = Server::new(listener, move |number, stream| {
             let (log, answer) = (shared.clone(), answer.clone());
-            let mut connections = log.connections.lock();
-            if connections.len() >= MOST_CONNECTIONS {
-                connections.remove(0);
-            }
-            connections.push(Connection {
-                number,
-                whole: true,
-                ..Connection::default()
+            log.change(|connections| {
+                if connections.len() >= MOST_CONNECTIONS {
+                    connections.remove(0);
+                }
+                connections.push(Connection {
+                    number,
+                    whole: true,
+                    ..Connection::default()
+                });
             });
-            drop(connections);
-            log.changed.send_modify(|count| *count += 1);
             async move {
                 // How it ends is in the log.
                 let _ = serve(stream, number, &log, &answer).await;
-                log.change(number, |connection| connection.ended = true);
+                change(&log, number, |connection| connection.ended = true);
             }
         })?;
         Ok(Self { server, log })
@@ -126,7 +110,7 @@ impl Capture {
 
     /// What has arrived so far, connection by connection, in the order of their arrival.
     pub fn connections(&self) -> Vec<Connection> {
-        self.log.connections.lock().clone()
+        self.log.seen()
     }
 
     /// Forgets what has arrived, once no connection is in the middle of a request; connections
@@ -136,11 +120,12 @@ impl Capture {
         let is_between = |all: &[Connection]| all.iter().all(|one| one.whole || one.ended);
         self.until("the end of a request", patience, is_between)
             .await?;
-        let mut connections = self.log.connections.lock();
-        connections.retain(|connection| !connection.ended);
-        for connection in connections.iter_mut() {
-            connection.bytes.clear();
-        }
+        self.log.change(|connections| {
+            connections.retain(|connection| !connection.ended);
+            for connection in connections {
+                connection.bytes.clear();
+            }
+        });
         Ok(())
     }
 
@@ -151,19 +136,7 @@ impl Capture {
         patience: Duration,
         is_wanted: impl Fn(&[Connection]) -> bool,
     ) -> io::Result<Vec<Connection>> {
-        let mut changed = self.log.changed.subscribe();
-        let waiting = async {
-            loop {
-                changed.borrow_and_update();
-                if is_wanted(&self.log.connections.lock()) {
-                    return;
-                }
-                // The sender is ours: this cannot fail.
-                let _ = changed.changed().await;
-            }
-        };
-        within(patience, what, waiting).await?;
-        Ok(self.connections())
+        self.log.until(what, patience, is_wanted).await
     }
 }
 
@@ -176,7 +149,12 @@ pub fn ok(request: &Message) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{body}").into_bytes()
 }
 
-async fn serve(mut stream: TcpStream, number: usize, log: &Log, answer: &Answer) -> io::Result<()> {
+async fn serve(
+    mut stream: TcpStream,
+    number: usize,
+    log: &Log<Connection>,
+    answer: &Answer,
+) -> io::Result<()> {
     let mut reader = Reader::requests();
     let mut buffer = vec![0; 64 << 10];
     let (mut kept, mut told_to_continue) = (0, None);
@@ -188,7 +166,7 @@ async fn serve(mut stream: TcpStream, number: usize, log: &Log, answer: &Answer)
         let bytes = &buffer[..read];
         kept += read;
         let pushed = reader.push(bytes);
-        log.change(number, |connection| {
+        change(log, number, |connection| {
             connection.bytes.extend(bytes);
             connection.whole = reader.is_at_border();
         });

@@ -2,14 +2,20 @@
 //! with it.
 
 pub mod capture;
+pub mod nonce;
+pub mod script;
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
+
+use crate::within;
 
 /// Connections at one time; those above wait in the backlog.
 const MOST_CONNECTIONS: usize = 20_000;
@@ -71,4 +77,53 @@ impl Drop for Server {
 /// A listener on a free port of 127.0.0.1.
 pub(crate) async fn anywhere() -> io::Result<TcpListener> {
     TcpListener::bind(("127.0.0.1", 0)).await
+}
+
+/// What was seen, for tests to wait for.
+#[derive(Debug)]
+pub(crate) struct Log<T> {
+    entries: Mutex<Vec<T>>,
+    /// Counts changes.
+    changed: watch::Sender<u64>,
+}
+
+impl<T> Default for Log<T> {
+    fn default() -> Self {
+        Self {
+            entries: Mutex::default(),
+            changed: watch::Sender::new(0),
+        }
+    }
+}
+
+impl<T: Clone> Log<T> {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Vec<T>)) {
+        change(&mut self.entries.lock());
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn seen(&self) -> Vec<T> {
+        self.entries.lock().clone()
+    }
+
+    pub(crate) async fn until(
+        &self,
+        what: &str,
+        patience: Duration,
+        is_wanted: impl Fn(&[T]) -> bool,
+    ) -> io::Result<Vec<T>> {
+        let mut changed = self.changed.subscribe();
+        let waiting = async {
+            loop {
+                changed.borrow_and_update();
+                if is_wanted(&self.entries.lock()) {
+                    return;
+                }
+                // The sender is ours: this cannot fail.
+                let _ = changed.changed().await;
+            }
+        };
+        within(patience, what, waiting).await?;
+        Ok(self.seen())
+    }
 }

@@ -347,8 +347,10 @@ mod tests {
     fn examples_of_the_rfc_are_read() {
         // RFC 7541, C.6.1 and C.6.2: two answers with Huffman strings on one connection, of a
         // table of 256 bytes.
-        let mut decoder = Decoder::default();
-        decoder.most = 256;
+        let mut decoder = Decoder {
+            most: 256,
+            ..Decoder::default()
+        };
         let first = b"\x48\x82\x64\x02\x58\x85\xae\xc3\x77\x1a\x4b\x61\x96\xd0\x7a\xbe\x94\x10\x54\xd4\x44\xa8\x20\x05\x95\x04\x0b\x81\x66\xe0\x82\xa6\x2d\x1b\xff\x6e\x91\x9d\x29\xad\x17\x18\x63\xc7\x8f\x0b\x97\xc8\xe9\xae\x82\xae\x43\xd3";
         let date = field("date", "Mon, 21 Oct 2013 20:13:21 GMT");
         let place = field("location", "https://www.example.com");

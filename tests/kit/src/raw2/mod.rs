@@ -175,18 +175,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     /// As a server: reads the client's preface, and sends SETTINGS.
     pub async fn accept(stream: S, settings: &[(u16, u32)]) -> io::Result<Self> {
         let mut peer = Self::silent(stream);
-        while peer.buffer.len() < PREFACE.len() {
-            if !peer.fill().await? {
+        peer.welcome(settings).await?;
+        Ok(peer)
+    }
+
+    pub(crate) async fn welcome(&mut self, settings: &[(u16, u32)]) -> io::Result<()> {
+        while self.buffer.len() < PREFACE.len() {
+            if !self.fill().await? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        let preface: Vec<u8> = peer.buffer.drain(..PREFACE.len()).collect();
+        let preface: Vec<u8> = self.buffer.drain(..PREFACE.len()).collect();
         if preface != PREFACE {
             let message = format!("no preface: {:?}", preface.escape_ascii().to_string());
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
-        peer.send(&Frame::settings(settings)).await?;
-        Ok(peer)
+        self.send(&Frame::settings(settings)).await
     }
 
     /// What it answers on its own from now on.
@@ -382,8 +386,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         }
     }
 
+    /// What was read and is in no frame yet.
+    pub(crate) fn unread(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
+    /// The stream itself.
+    pub fn stream(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// Reads some bytes; `false` at the end.
-    async fn fill(&mut self) -> io::Result<bool> {
+    pub(crate) async fn fill(&mut self) -> io::Result<bool> {
         let reading = self.stream.read_buf(&mut self.buffer);
         Ok(within(self.patience, "a frame", reading).await?? > 0)
     }

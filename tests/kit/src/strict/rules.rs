@@ -218,10 +218,10 @@ fn framing(message: &Message) -> Result<Framing> {
         ([], []) => Ok(Framing::None),
         ([length], []) => {
             let is_number =
-                (1..=18).contains(&length.len()) && length.iter().all(u8::is_ascii_digit);
+                (1..=19).contains(&length.len()) && length.iter().all(u8::is_ascii_digit);
             let number = String::from_utf8_lossy(length).parse();
             match number {
-                Ok(number) if is_number => Ok(Framing::Length(number)),
+                Ok(number) if is_number && number <= i64::MAX as u64 => Ok(Framing::Length(number)),
                 _ => Err("a Content-Length is not a number"),
             }
         }

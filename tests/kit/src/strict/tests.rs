@@ -84,6 +84,14 @@ fn bad_requests_are_not() {
         ("content-length: 3, 3\r\n\r\n", "not a number"),
         ("content-length:\r\n\r\n", "not a number"),
         (
+            "content-length: 9223372036854775808\r\n\r\n",
+            "not a number",
+        ),
+        (
+            "content-length: 00000000000000000003\r\n\r\n",
+            "not a number",
+        ),
+        (
             "content-length: 1\r\ncontent-length: 1\r\n\r\n",
             "more than one Content-Length",
         ),

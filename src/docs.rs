@@ -3,7 +3,7 @@
 
 use std::{fmt::Write as _, fs, path::Path};
 
-use crate::{error::TABLE, limits, telemetry::Metrics};
+use crate::{error::TABLE, limits, telemetry::Metrics, wire::http2};
 
 fn check_or_update(name: &str, fresh: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -74,7 +74,9 @@ fn reasons_are_documented() {
 
 #[test]
 fn limits_are_documented() {
-    let text = LIMITS_PAGE.replace("{limits}", limit_rows().trim_end());
+    let text = LIMITS_PAGE
+        .replace("{limits}", limit_rows().trim_end())
+        .replace("{http2}", http2_rows().trim_end());
     check_or_update("limits.md", &text);
 }
 
@@ -121,7 +123,57 @@ to open a connection to a server, for want of files or ports, the request gets 5
 
 When `MAX_HANDSHAKES` are under way, one that has taken longer than 1 s gives way to those that
 wait: a client that does not finish must not keep others out.
+
+## HTTP/2 frames
+
+These numbers are not set. Frames that do no work themselves are paid for from an allowance of
+their kind, on each connection: full at the start, refilled by time, and raised by work that
+justifies them, up to a bound. A peer that sends more gets GOAWAY with ENHANCE_YOUR_CALM and the
+rule as its debug data, the connection is closed, and `weft_http_violations_total` counts it. A head
+is a HEADERS frame that the sidecar sends: an answer to a client, a request to a server.
+
+{http2}
+
+A frame larger than 16,384 bytes is a FRAME_SIZE_ERROR. A header block may have 32 KiB more than
+`MAX_HEAD_BYTES`, so that a head a little too large gets 431 and not the connection a GOAWAY, and 16
+CONTINUATION frames. A peer begins with SETTINGS, and never pushes: PROTOCOL_ERROR.
 ";
+
+/// The budgets of HTTP/2 frames, a table for each side.
+fn http2_rows() -> String {
+    let mut text = String::new();
+    for (from, budget) in http2::BUDGETS {
+        let _ = write!(
+            text,
+            "| from {from} | at once | a second | earned by work | at most | rule |\n\
+             |---|---|---|---|---|---|\n"
+        );
+        for row in budget.iter().filter(|row| row.is_limited()) {
+            let earned: Vec<String> = [
+                (row.head, "a head"),
+                (row.data_sent, "a DATA frame sent"),
+                (row.kib_sent, "a KiB of DATA sent"),
+                (row.kib_received, "a KiB of DATA received"),
+            ]
+            .iter()
+            .filter(|(n, _)| *n > 0)
+            .map(|(n, work)| format!("{n} {work}"))
+            .collect();
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {} | `{}` |",
+                row.what,
+                row.at_once,
+                row.a_second,
+                earned.join(", "),
+                row.kept,
+                row.rule
+            );
+        }
+        text.push('\n');
+    }
+    text
+}
 
 fn limit_rows() -> String {
     let mut rows = String::from(

@@ -6,6 +6,7 @@ pub mod chunks;
 pub mod expected;
 pub mod head;
 pub mod http1;
+pub mod http2;
 pub mod rules;
 
 #[cfg(test)]

@@ -184,7 +184,8 @@ pub const FROM_CLIENTS: [Allowance; KINDS] = [
     Allowance::new("reset_flood", "RST_STREAM", 500, 2_500)
         .head(1)
         .kept(1_000),
-    Allowance::new("made_resets", RESET_MADE, 200, 50),
+    // h2 sends one after each 431 that it gives itself to a request with a body.
+    Allowance::new("made_resets", RESET_MADE, 200, 500),
     Allowance::new("made_closed", CLOSED_MADE, 2_000, 1_000)
         .head(16)
         .kept(5_000),

@@ -384,6 +384,12 @@ fn what_clients_do_is_never_cut() {
             talk.reads(&reset, 1);
         }
     });
+    // Requests with heads that are too large, 400 a second: each gets 431 and a reset.
+    let bad = with(RST_STREAM, 0, 1, &1_u32.to_be_bytes());
+    goes_on(Role::Server, |talk| {
+        talk.reads(&request, 1).writes(&head).writes(&bad);
+        talk.waits(micros(2_500));
+    });
     // Nothing but a PING a second, for months; a change of settings every few.
     let settings = frame(SETTINGS, 0, 0, 18);
     goes_on(Role::Server, |talk| {

@@ -1,0 +1,4 @@
+#![no_main]
+//! See `weft_proxy::fuzz::requests`.
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| weft_proxy::fuzz::requests(data));

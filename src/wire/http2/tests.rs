@@ -506,9 +506,9 @@ fn sequences() -> Vec<(Role, Vec<u8>, Result<(), Glitch>)> {
     .concat();
     let all = [
         request(1),
-        full.clone(),
+        full,
         padded,
-        block.clone(),
+        block,
         frame(PING, 0, 0, 8),
         frame(WINDOW_UPDATE, 0, 0, 4),
         frame(0x99, 0xff, 0xffff_ffff, 20),

@@ -1,6 +1,7 @@
 //! The hidden subcommand `backend`: the application behind every proxy. HTTP/1.1 and HTTP/2
 //! without TLS on one port: 100 bytes on any path, a store of accounts under `/accounts/`,
-//! the caller's address at `/peer`, a WebSocket echo, a gRPC echo for all methods (unary and streaming are the same to it).
+//! the caller's address at `/peer`, `n` bytes at `/size/n`, the request's own body at `/echo`,
+//! nothing at all at `/stall`, a WebSocket echo, a gRPC echo for all methods (unary and streaming are the same to it).
 //! With `--tcp` also a line protocol in which the server speaks first.
 
 use std::collections::BTreeMap;
@@ -10,10 +11,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use clap::Args;
+use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Either, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Either, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -40,6 +42,9 @@ pub(crate) struct Options {
     #[arg(long, default_value = "v1")]
     pub(crate) name: String,
 }
+
+/// The longest body at `/size/`.
+const LONGEST: usize = 1 << 30;
 
 type Body = Either<Full<Bytes>, BoxBody<Bytes, hyper::Error>>;
 
@@ -109,6 +114,17 @@ async fn answer(app: &App, peer: SocketAddr, request: Request<Incoming>) -> Resp
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
     {
         websocket(request)
+    } else if request.uri().path() == "/echo" {
+        echo(request)
+    } else if let Some(length) = request.uri().path().strip_prefix("/size/") {
+        let length = length.parse().ok().filter(|length| *length <= LONGEST);
+        length.map_or_else(
+            || full(StatusCode::BAD_REQUEST, "a size up to 1 GiB\n"),
+            zeros,
+        )
+    } else if request.uri().path() == "/stall" {
+        // The caller is held, and what it still sends is not read.
+        std::future::pending().await
     } else if request.uri().path() == "/peer" {
         full(StatusCode::OK, peer.ip().to_canonical().to_string())
     } else {
@@ -129,6 +145,33 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 fn full(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Either::Left(Full::new(body.into())));
     *response.status_mut() = status;
+    response
+}
+
+/// The body and its trailers come back as they come, with the field `x-nonce`.
+fn echo(request: Request<Incoming>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let mut response = Response::new(Either::Right(body.boxed()));
+    for name in ["x-nonce", "trailer"] {
+        if let Some(value) = head.headers.get(name) {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    response
+}
+
+/// A body of so many zeros, without that much memory.
+fn zeros(length: usize) -> Response<Body> {
+    const PIECE: &[u8] = &[0; 64 << 10];
+    let rest = move |left: usize| {
+        let piece = Bytes::from_static(&PIECE[..left.min(PIECE.len())]);
+        let left = left - piece.len();
+        async move { (!piece.is_empty()).then(|| (Ok(Frame::data(piece)), left)) }
+    };
+    let body = StreamBody::new(stream::unfold(length, rest));
+    let mut response = Response::new(Either::Right(body.boxed()));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     response
 }
 

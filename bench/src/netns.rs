@@ -181,13 +181,19 @@ impl Host {
     /// Runs `f` with this thread in the namespace: sockets made and threads started by it
     /// belong there for good. It is not to await.
     pub(crate) fn within<T>(&self, f: impl FnOnce() -> T) -> Result<T> {
+        let _back = self.enter()?;
+        Ok(f())
+    }
+
+    /// This thread stays in the namespace until that is dropped. To await meanwhile is right
+    /// only where everything that runs on this thread belongs there.
+    pub(crate) fn enter(&self) -> Result<Back> {
         let home = File::open("/proc/thread-self/ns/net")
             .context("the network namespace of this thread")?;
         let network = Some(LinkNameSpaceType::Network);
         move_into_link_name_space(std::os::fd::AsFd::as_fd(&self.handle), network)
             .context(format!("enter {}", self.name))?;
-        let _back = Back(home);
-        Ok(f())
+        Ok(Back(home))
     }
 
     /// A connection from here; an error after 5 s.
@@ -247,7 +253,8 @@ impl Drop for Host {
 }
 
 /// Brings the thread back to where it was.
-struct Back(File);
+#[derive(Debug)]
+pub(crate) struct Back(File);
 
 impl Drop for Back {
     fn drop(&mut self) {

@@ -56,6 +56,14 @@ impl Spec {
         self
     }
 
+    /// The same, started by another program: `prlimit --nofile=256 <program> <its arguments>`.
+    pub(crate) fn under(mut self, program: impl Into<PathBuf>, args: &[&str]) -> Self {
+        let inner = std::mem::replace(&mut self.program, program.into());
+        let front = args.iter().map(OsString::from).chain([inner.into()]);
+        self.args.splice(0..0, front);
+        self
+    }
+
     /// Starts it in `dir`, which also gets its output as `<name>.log`.
     pub(crate) fn start(&self, dir: &Path) -> Result<Process> {
         let me = env::current_exe().context("the path of this program")?;
@@ -286,6 +294,13 @@ pub(crate) fn which(name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_may_start_another() {
+        let spec = Spec::new("a", "inner").arg("-x").under("outer", &["-y"]);
+        assert_eq!(spec.program, Path::new("outer"));
+        assert_eq!(spec.args, ["-y", "inner", "-x"]);
+    }
 
     #[test]
     fn tail_keeps_the_end() {

@@ -138,18 +138,33 @@ impl Control {
         workload: &str,
         account: &str,
     ) -> Result<Sidecar> {
-        let mut sidecar = self.sidecar_unready(namespace, workload, account).await?;
-        sidecar.ready().await?;
-        Ok(sidecar)
+        self.sidecar_as(namespace, workload, account, |spec| spec)
+            .await
     }
 
-    /// Starts the sidecar of a workload.
-    pub(crate) async fn sidecar_unready(
+    /// As `sidecar`, with settings of its own, or started by another program.
+    pub(crate) async fn sidecar_as(
         &self,
         namespace: &str,
         workload: &str,
         account: &str,
+        how: impl FnOnce(Spec) -> Spec,
     ) -> Result<Sidecar> {
+        let (spec, public_admin) = self.sidecar_spec(namespace, workload, account).await?;
+        let mut sidecar = Sidecar {
+            process: how(spec).start(&self.dir)?,
+            public_admin,
+        };
+        sidecar.ready().await?;
+        Ok(sidecar)
+    }
+
+    async fn sidecar_spec(
+        &self,
+        namespace: &str,
+        workload: &str,
+        account: &str,
+    ) -> Result<(Spec, SocketAddr)> {
         let token = self.token(namespace, account).await?;
         let (admin, public_admin) = (free_address()?, free_address()?);
         let spec = Spec::new(format!("weft-proxy-{workload}"), &self.programs.proxy)
@@ -160,10 +175,7 @@ impl Control {
             .env("WEFT_PROXY_ADMIN", admin.to_string())
             .env("WEFT_PROXY_PUBLIC_ADMIN", public_admin.to_string())
             .env("WEFT_LOG", "info");
-        Ok(Sidecar {
-            process: spec.start(&self.dir)?,
-            public_admin,
-        })
+        Ok((spec, public_admin))
     }
 
     /// Writes a file of the configuration as editors and deployment tools do: next to it,

@@ -14,6 +14,7 @@ mod detect;
 mod dns;
 mod drain;
 pub mod error;
+mod fields;
 mod http;
 mod identity;
 mod io;

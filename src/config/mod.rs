@@ -37,7 +37,8 @@ pub use matcher::PathMatcher;
 use problems::Problems;
 pub use route::{
     Addresses, DirectResponse, Domain, Forward, HostRewrite, PathRewrite, PortProtocol, Redirect,
-    RedirectPath, RequestKey, Route, RouteAction, RouteTable, VirtualHost, WeightedClusters,
+    RedirectPath, RequestKey, Route, RouteAction, RouteMatch, RouteTable, VirtualHost,
+    WeightedClusters,
 };
 pub use secret::TrustBundlePem;
 

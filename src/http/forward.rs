@@ -5,7 +5,7 @@ use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TRANSFER_ENCODING},
+    header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST},
 };
 use http_body::Body as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
@@ -13,10 +13,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Connection, Routes,
+    admission::{self, Asked, Peer},
+    authority::Authority,
     headers::{location, rewrite_path, strip_hop_by_hop, wants_websocket},
     pulse::ActiveGuard,
-    reply::{self, WEFT_REASON, grpc_status, is_grpc},
+    readings,
+    reply::{self, grpc_status, is_grpc},
     tracked::{Stream, Tracked},
+    translate::{Content, to_http1, to_http2},
     tunnel,
 };
 use crate::{
@@ -24,6 +28,7 @@ use crate::{
     cluster::{Cluster, Pick},
     config::{AppProtocol, Forward, HostRewrite, HttpProtocol, RequestKey, Route, RouteAction},
     error::{Error, Reason},
+    fields::Violation,
     snapshot::{Backend, LiveHost, MAX_NAME, normalize},
     telemetry::{Side, StreamInfo, Tls},
     upstream::{Lease, Protocol, send, target},
@@ -124,7 +129,7 @@ impl Exchange {
     }
 
     async fn run(&mut self) -> Result<Answer, Error> {
-        let authority = authority_of(self.request()?)?;
+        let authority = self.admit()?;
         if self.connection.probes_only {
             self.admit_probe()?;
         }
@@ -133,10 +138,12 @@ impl Exchange {
         let key = RequestKey {
             method: req.method(),
             uri: req.uri(),
+            path: req.uri().path(),
             authority: &authority,
             headers: req.headers(),
         };
-        let Some(index) = host.config.find(&key) else {
+        let found = readings::route(&host.config, &key).map_err(|v| self.violated(v))?;
+        let Some(index) = found else {
             self.count_unrouted(&host, "");
             let words = format!("no route of {} matches", host.config.name);
             return Err(Error::new(Reason::NoRoute, words));
@@ -183,6 +190,21 @@ impl Exchange {
                 Ok((response, upstream))
             }
         }
+    }
+
+    /// Judges the request, before anything is decided by it.
+    fn admit(&mut self) -> Result<Authority, Error> {
+        let connection = self.connection.clone();
+        let limits = &connection.worker.shared.limits;
+        let admitted = admission::admit(self.request()?, limits);
+        let authority = admitted.map_err(|violation| self.violated(violation))?;
+        self.info.authority = Some(authority.value().clone());
+        Ok(authority)
+    }
+
+    /// The request breaks a rule; that is counted.
+    fn violated(&self, violation: Violation) -> Error {
+        violation.error
     }
 
     /// Refuses everything but a probe that was configured for this port. A body or an upgrade
@@ -313,7 +335,7 @@ impl Exchange {
         &mut self,
         route: &Route,
         forward: &Forward,
-        authority: &str,
+        authority: &Authority,
         cluster: &Cluster,
     ) -> Result<(Protocol, Option<OnUpgrade>), Error> {
         let websockets = self.connection.http().is_some_and(|http| http.websocket);
@@ -336,7 +358,6 @@ impl Exchange {
         let (mut parts, mut body) = std::mem::take(req).into_parts();
         body.count(bytes);
         strip_hop_by_hop(&mut parts.headers, websocket);
-        parts.headers.remove(WEFT_REASON);
         if let Some(rewrite) = &forward.path_rewrite {
             let path = rewrite_path(&parts.uri, &route.matches.path, rewrite)?;
             let mut uri = parts.uri.into_parts();
@@ -355,31 +376,20 @@ impl Exchange {
             .map(|HostRewrite::Literal(host)| host);
         let host = match rewritten {
             Some(host) => host.clone(),
-            None => HeaderValue::from_str(authority).map_err(|_| {
-                Error::new(
-                    Reason::ClientProtocolError,
-                    "the authority is no header value",
-                )
-            })?,
+            None => authority.value().clone(),
         };
         let authority = host.to_str().unwrap_or(authority);
         parts.uri = target(parts.uri, protocol, Some(authority))?;
         match protocol {
             Protocol::Http1 => {
-                parts.version = Version::HTTP_11;
-                // Said outright: for GET, hyper takes silence for an empty body.
-                if !body.is_end_stream() && !parts.headers.contains_key(CONTENT_LENGTH) {
-                    let chunked = HeaderValue::from_static("chunked");
-                    parts.headers.insert(TRANSFER_ENCODING, chunked);
-                }
-                if rewritten.is_some() || !parts.headers.contains_key(HOST) {
-                    parts.headers.insert(HOST, host);
-                }
+                let content = if body.is_end_stream() {
+                    Content::None
+                } else {
+                    Content::Follows
+                };
+                to_http1(&mut parts, &host, content);
             }
-            Protocol::Http2 => {
-                parts.version = Version::HTTP_2;
-                parts.headers.remove(HOST);
-            }
+            Protocol::Http2 => to_http2(&mut parts),
         }
         let expects = protocol == Protocol::Http1 && parts.headers.contains_key(EXPECT);
         let mut request = Request::from_parts(parts, Body::Empty);
@@ -505,18 +515,18 @@ impl Exchange {
             metrics.attempt(Reason::None);
         }
         let mut response = response;
+        let asked = match downstream {
+            Some(_) => Asked::Switch,
+            None => Asked::Answer,
+        };
+        let peer = match pick.endpoint.dest.tls {
+            Some(_) => Peer::Sidecar,
+            None => Peer::Application,
+        };
+        let shared = &self.connection.worker.shared;
+        self.info.peer_reason = admission::answer(&mut response, asked, peer, &shared.limits)
+            .map_err(|violation| violation.error)?;
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if switched && downstream.is_none() {
-            let words = "the server switched protocols without being asked";
-            return Err(Error::new(Reason::PeerProtocolError, words));
-        }
-        strip_hop_by_hop(response.headers_mut(), switched);
-        // Only the sidecar of a peer, which proved who it is, speaks for the mesh.
-        if pick.endpoint.dest.tls.is_none() {
-            response.headers_mut().remove(WEFT_REASON);
-        } else if let Some(slug) = response.headers().get(WEFT_REASON) {
-            self.info.peer_reason = slug.to_str().ok().and_then(Reason::from_slug);
-        }
         if let (true, Some(downstream)) = (switched, downstream) {
             let upstream = hyper::upgrade::on(&mut response);
             let (parts, _) = response.into_parts();
@@ -615,29 +625,6 @@ impl Exchange {
             _active: self.active,
         };
         response.map(|body| Tracked::new(body, stream))
-    }
-}
-
-/// The one authority of a request. Two that differ are refused: router, policy and
-/// application must not read different ones.
-fn authority_of(req: &Request<Body>) -> Result<String, Error> {
-    let bad = |words: &str| Error::new(Reason::ClientProtocolError, words);
-    let mut hosts = req.headers().get_all(HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (Some(_), Some(_)) => return Err(bad("two Host fields")),
-        (host, _) => host
-            .map(HeaderValue::to_str)
-            .transpose()
-            .map_err(|_| bad("a malformed Host"))?,
-    };
-    match (req.uri().authority(), host) {
-        (Some(authority), Some(host)) if !authority.as_str().eq_ignore_ascii_case(host) => Err(
-            bad("Host and the request target name different authorities"),
-        ),
-        (Some(authority), _) => Ok(authority.as_str().to_owned()),
-        (None, Some(host)) => Ok(host.to_owned()),
-        (None, None) if req.version() < Version::HTTP_11 => Ok(String::new()),
-        (None, None) => Err(bad("no Host")),
     }
 }
 

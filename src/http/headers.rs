@@ -95,6 +95,8 @@ pub(super) fn rewrite_path(
 ) -> Result<PathAndQuery, Error> {
     let path = uri.path();
     let new: Cow<'_, str> = match rewrite {
+        // The `*` of OPTIONS has no prefix.
+        PathRewrite::Prefix(_) if path == "*" => Cow::Borrowed(path),
         PathRewrite::Prefix(to) => replace_prefix(path, matcher, to),
         PathRewrite::Regex(pattern, to) => pattern.replace_all(path, to.as_str()),
     };
@@ -160,10 +162,12 @@ pub(super) fn location(
         .filter(|port| *port != own)
         .map(|port| format!(":{port}"))
         .unwrap_or_default();
+    // An absolute target says `*` by having no path (RFC 9112, 3.2.4).
+    let found = Some(uri.path()).filter(|path| *path != "*").unwrap_or("");
     let path: Cow<'_, str> = match &redirect.path {
-        None => Cow::Borrowed(uri.path()),
+        None => Cow::Borrowed(found),
         Some(RedirectPath::Full(path)) => Cow::Borrowed(path),
-        Some(RedirectPath::Prefix(to)) => replace_prefix(uri.path(), matcher, to),
+        Some(RedirectPath::Prefix(to)) => replace_prefix(found, matcher, to),
     };
     let query = match uri.query() {
         Some(query) if !redirect.strip_query => format!("?{query}"),
@@ -176,8 +180,8 @@ pub(super) fn location(
 mod tests {
     use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 
-    use super::{location, replace_prefix, strip_hop_by_hop, wants_websocket};
-    use crate::config::{PathMatcher, Redirect, RedirectPath};
+    use super::{location, replace_prefix, rewrite_path, strip_hop_by_hop, wants_websocket};
+    use crate::config::{PathMatcher, PathRewrite, Redirect, RedirectPath};
 
     fn headers(fields: &[(&str, &str)]) -> HeaderMap {
         fields
@@ -274,6 +278,17 @@ mod tests {
     }
 
     #[test]
+    fn the_star_of_options_is_not_rewritten() {
+        let matcher = PathMatcher::Prefix("/".into());
+        let rewrite = PathRewrite::Prefix("/a".into());
+        for (uri, expected) in [("*", "*"), ("/x?y", "/a/x?y")] {
+            let uri: Uri = uri.parse().unwrap();
+            let path = rewrite_path(&uri, &matcher, &rewrite).unwrap();
+            assert_eq!(path.as_str(), expected);
+        }
+    }
+
+    #[test]
     fn redirects_are_written_in_full() {
         let plain = Redirect {
             scheme: None,
@@ -288,6 +303,7 @@ mod tests {
             let uri: Uri = uri.parse().unwrap();
             assert_eq!(location(redirect, &uri, authority, &prefix), expected);
         };
+        check(&plain, "post", "*", "http://post");
         let host = Redirect {
             host: Some("example.org".into()),
             ..plain.clone()

@@ -1,11 +1,15 @@
 //! The HTTP path: from a connection's bytes to the last byte of the answer.
 
+mod admission;
+mod authority;
 mod forward;
 mod headers;
 mod pulse;
+pub mod readings;
 mod reply;
 mod server;
 mod tracked;
+mod translate;
 mod tunnel;
 
 use std::sync::{Arc, OnceLock};

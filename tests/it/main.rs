@@ -16,4 +16,5 @@ mod routing;
 mod support;
 mod tcp;
 mod tidy;
+mod translation;
 mod upgrade;

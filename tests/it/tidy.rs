@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use weft_proxy::error::TABLE;
 
 /// The modules of the sidecar: each may use only those before it.
-const ORDER: [&str; 26] = [
+const ORDER: [&str; 27] = [
     "error",
     "util",
     "limits",
+    "fields",
     "memory",
     "capture",
     "state",

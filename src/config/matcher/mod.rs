@@ -277,8 +277,14 @@ impl HeaderMatcher {
         })
     }
 
+    /// Whether it is about the path.
+    #[must_use]
+    pub fn looks_at_path(&self) -> bool {
+        self.name == HeaderSource::Path
+    }
+
     /// Whether the request has what the matcher asks for. Allocates only to join repeated
-    /// fields.
+    /// fields, and for another reading of the path.
     #[must_use]
     pub fn matches(&self, key: &RequestKey<'_>) -> bool {
         let value = self.name.value(key);
@@ -323,7 +329,13 @@ impl HeaderSource {
             Self::Field(name) => joined(key.headers, name),
             Self::Method => borrowed(key.method.as_str()),
             Self::Authority => borrowed(key.authority),
-            Self::Path => borrowed(key.uri.path_and_query()?.as_str()),
+            Self::Path if key.path == key.uri.path() => {
+                borrowed(key.uri.path_and_query()?.as_str())
+            }
+            Self::Path => Some(Cow::Owned(match key.uri.query() {
+                Some(query) => format!("{}?{query}", key.path).into_bytes(),
+                None => key.path.as_bytes().to_vec(),
+            })),
             Self::Scheme => borrowed(key.uri.scheme_str().unwrap_or("http")),
         }
     }
@@ -444,7 +456,8 @@ impl PathMatcher {
         }
     }
 
-    /// Whether a path without query matches. `case_sensitive` does not concern regexes.
+    /// Whether a path without query matches. `case_sensitive` does not concern regexes. The `*`
+    /// of OPTIONS is no path; what is for all paths is for it too.
     #[must_use]
     pub fn matches(&self, path: &str, case_sensitive: bool) -> bool {
         let equal = |a: &[u8], b: &[u8]| {
@@ -458,6 +471,7 @@ impl PathMatcher {
             Self::Regex(regex) => return regex.is_match(path),
             Self::Connect => return false,
             Self::Exact(text) => return equal(path.as_bytes(), text.as_bytes()),
+            Self::Prefix(text) if path == "*" => return text.len() <= 1,
             Self::Prefix(text) | Self::Segments(text) => (path.as_bytes(), text.as_bytes()),
         };
         let Some((head, tail)) = path.split_at_checked(text.len()) else {

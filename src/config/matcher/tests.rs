@@ -154,6 +154,7 @@ impl Request {
         RequestKey {
             method: &self.method,
             uri: &self.uri,
+            path: self.uri.path(),
             authority: "post.blog:80",
             headers: &self.headers,
         }
@@ -359,6 +360,8 @@ fn paths() {
     check(prefix(), "/", false, false);
     check(Path::Prefix("/".into()), "/x", true, true);
     check(Path::Prefix(String::new()), "*", true, true);
+    check(Path::Prefix("/".into()), "*", true, true);
+    check(prefix(), "*", false, false);
     let segments = || Path::PathSeparatedPrefix("/a/b".into());
     check(segments(), "/a/b", true, true);
     check(segments(), "/a/b/", true, true);

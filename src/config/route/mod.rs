@@ -116,13 +116,15 @@ pub struct RouteMatch {
     pub grpc: bool,
 }
 
-/// What matching looks at. The path is matched as it came, without decoding.
+/// What matching looks at. Nothing of it is decoded here.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestKey<'a> {
     /// The method.
     pub method: &'a Method,
-    /// The target; its path and query are used.
+    /// The target; its query is used.
     pub uri: &'a Uri,
+    /// The path of the target, or another reading of it.
+    pub path: &'a str,
     /// The authority as the client wrote it.
     pub authority: &'a str,
     /// The header fields.
@@ -298,7 +300,7 @@ impl RouteMatch {
     /// `connect_matcher` matches it, and nothing else.
     #[must_use]
     pub fn matches(&self, key: &RequestKey<'_>) -> bool {
-        let path = key.uri.path();
+        let path = key.path;
         let connect = key.method == Method::CONNECT && path.is_empty();
         let path_matches = match (&self.path, connect) {
             (PathMatcher::Connect, connect) => connect,
@@ -309,6 +311,17 @@ impl RouteMatch {
             && self.headers.iter().all(|m| m.matches(key))
             && self.query.iter().all(|m| m.matches(key.uri.query()))
             && (!self.grpc || is_grpc(key.headers))
+    }
+
+    /// Whether the path makes a difference, but for CONNECT, which has none.
+    #[must_use]
+    pub fn looks_at_path(&self) -> bool {
+        let all = match &self.path {
+            PathMatcher::Prefix(prefix) => prefix.len() <= 1,
+            PathMatcher::Connect => true,
+            PathMatcher::Exact(_) | PathMatcher::Segments(_) | PathMatcher::Regex(_) => false,
+        };
+        !all || self.headers.iter().any(HeaderMatcher::looks_at_path)
     }
 
     fn read(p: &mut Problems, from: &pb::RouteMatch) -> Option<Self> {

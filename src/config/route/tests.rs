@@ -256,6 +256,7 @@ fn the_first_route_that_matches_wins() {
         let key = RequestKey {
             method: request.method(),
             uri: request.uri(),
+            path: request.uri().path(),
             authority: "post",
             headers: request.headers(),
         };
@@ -289,6 +290,7 @@ fn a_connect_is_for_no_other_route() {
     let key = RequestKey {
         method: request.method(),
         uri: request.uri(),
+        path: request.uri().path(),
         authority: "post",
         headers: request.headers(),
     };

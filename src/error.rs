@@ -216,6 +216,13 @@ impl Reason {
         )
     }
 
+    /// Whether a failed try says something about the endpoint that was tried: what the client
+    /// did, or what is missing here, does not.
+    #[must_use]
+    pub const fn blames_endpoint(self) -> bool {
+        !self.is_of_the_client() && !matches!(self, Self::ProxyOverloaded | Self::NotReady)
+    }
+
     /// The stable word; empty for [`Reason::None`].
     #[must_use]
     pub const fn slug(self) -> &'static str {

@@ -14,6 +14,10 @@ use std::{
 use bytes::{Buf, Bytes};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, recv},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -80,6 +84,22 @@ impl Io {
     pub fn counted(mut self, received: Arc<AtomicU64>) -> Self {
         self.received = Some(received);
         self
+    }
+
+    /// Whether the peer has closed the connection, as far as this machine knows by now: not what
+    /// tokio has been told, but what the kernel has. False for what cannot be looked at.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let tcp = match &self.stream {
+            Stream::Tcp(tcp) => tcp,
+            Stream::Tls(tls) => tls.get_ref().0,
+            Stream::Tunnel(_) => return false,
+        };
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match recv(tcp, &mut [0_u8; 1], flags) {
+            Ok((n, _)) => n == 0,
+            Err(error) => error != Errno::AGAIN && error != Errno::INTR,
+        }
     }
 
     /// Appends what arrives next to `buf`; 0 is the end of the stream. Cancel safe.

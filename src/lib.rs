@@ -15,6 +15,8 @@ mod dns;
 mod drain;
 pub mod error;
 mod fields;
+#[doc(hidden)]
+pub mod fuzz;
 mod http;
 mod identity;
 mod io;

@@ -173,7 +173,7 @@ limits! {
         over: "400 `client_protocol_error`; an answer ends as broken";
     head_timeout: Duration = "HEAD_TIMEOUT", 10, 1..=3_600, Seconds,
         "From the first byte of a request's head to its last.",
-        over: "408, and the connection ends; HTTP/2: GOAWAY",
+        over: "the connection ends",
         envoy: "request_headers_timeout";
     first_byte_timeout: Duration = "FIRST_BYTE_TIMEOUT", 10, 1..=3_600, Seconds,
         "From the start of a connection to a port with mTLS to its first byte.",
@@ -199,11 +199,11 @@ limits! {
         "Requests at one time on one HTTP/2 connection to a server that allows more.",
         over: "another connection is opened",
         envoy: "max_concurrent_streams";
-    stream_window: u32 = "STREAM_WINDOW", 256 * KIB, 65_535..=(16 * MIB), Bytes,
+    stream_window: u32 = "STREAM_WINDOW", 64 * KIB, 65_535..=(16 * MIB), Bytes,
         "What one HTTP/2 stream may send before it is read.",
         over: "the sender waits",
         envoy: "initial_stream_window_size";
-    http2_connection_window: u32 = "HTTP2_CONNECTION_WINDOW", 4 * MIB, 262_140..=LARGEST_WINDOW, Bytes,
+    http2_connection_window: u32 = "HTTP2_CONNECTION_WINDOW", 16 * MIB, 262_140..=LARGEST_WINDOW, Bytes,
         "What all streams of one HTTP/2 connection may send before it is read; at least four times STREAM_WINDOW.",
         over: "the sender waits",
         envoy: "initial_connection_window_size";
@@ -213,7 +213,7 @@ limits! {
         envoy: "per_connection_buffer_limit_bytes";
     http2_header_bytes: usize = "HTTP2_HEADER_BYTES", 256 * KIB, 65_536..=(64 * MIB), Bytes,
         "The heads of all requests of one HTTP/2 connection that wait for their answer.",
-        over: "431 `headers_too_large`";
+        over: "RST_STREAM REFUSED_STREAM";
     max_connections: usize = "MAX_CONNECTIONS", 0, 16..=10_000_000, Count,
         "Connections of clients at one time.",
         over: "a new one is reset at once",
@@ -310,6 +310,7 @@ mod tests {
         row("STREAM_WINDOW").apply(&mut limits, 1 << 20);
         assert_eq!(limits.head_timeout, Duration::from_secs(3));
         assert_eq!(limits.max_body_bytes, 1 << 40);
+        row("HTTP2_CONNECTION_WINDOW").apply(&mut limits, 4 << 20);
         assert_eq!(limits.check(), Ok(()));
         row("STREAM_WINDOW").apply(&mut limits, (1 << 20) + 1);
         let wrong = limits.check().unwrap_err();

@@ -2,7 +2,12 @@
 
 use std::{path::Path, process::ExitCode};
 
+use tikv_jemallocator::Jemalloc;
 use weft_proxy::{app, bootstrap::SETTINGS, capture, limits};
+
+/// It gives back what it does not use; how full the memory is could not be told otherwise.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);

@@ -175,6 +175,7 @@ impl Worker {
         let connector = Connector {
             identity: shared.identity.clone(),
             metrics: shared.metrics.clone(),
+            limits: shared.limits.clone(),
         };
         Arc::new(Self {
             id,

@@ -23,8 +23,13 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::json;
+use tikv_jemallocator::Jemalloc;
 
 use output::{API_VERSION, Color, Exit, Failure, Format, Output};
+
+/// That of `weft-proxy`, which this program is as well.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// A service mesh for every machine: mTLS, routing and measurement for calls between services.
 #[derive(Debug, Parser)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use tokio::process::Command;
+use weft_proxy::limits;
 
 use crate::internal;
 use crate::output::{Exit, Failure};
@@ -49,9 +50,13 @@ impl Sidecar<'_> {
             command.uid(uid).gid(gid);
         }
         for (key, _) in std::env::vars_os() {
-            // What is set for another sidecar on this machine is not for this one.
-            if key.to_string_lossy().starts_with("WEFT_PROXY_") {
-                command.env_remove(key);
+            // What is set for another sidecar on this machine is not for this one; how much of
+            // the machine a sidecar may use is.
+            let key_text = key.to_string_lossy();
+            let setting = key_text.strip_prefix("WEFT_PROXY_");
+            let limit = |name: &str| limits::TABLE.iter().any(|limit| limit.name == name);
+            if setting.is_some_and(|name| !limit(name)) {
+                command.env_remove(&key);
             }
         }
         command

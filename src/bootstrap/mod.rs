@@ -378,9 +378,10 @@ impl<'a> Parser<'a> {
             };
             match limit.read(text) {
                 Ok(value) => limit.apply(&mut limits, value),
-                Err(wanted) => self
-                    .errors
-                    .push(format!("WEFT_PROXY_{}: `{text}` is not {wanted}", limit.name)),
+                Err(wanted) => self.errors.push(format!(
+                    "WEFT_PROXY_{}: `{text}` is not {wanted}",
+                    limit.name
+                )),
             }
         }
         if self.errors.len() == before {

@@ -28,7 +28,8 @@ use crate::{
     cluster::{Cluster, Pick},
     config::{AppProtocol, Forward, HostRewrite, HttpProtocol, RequestKey, Route, RouteAction},
     error::{Error, Reason},
-    fields::Violation,
+    fields::{self, Violation},
+    memory::{Charge, Pressure},
     snapshot::{Backend, LiveHost, MAX_NAME, normalize},
     telemetry::{Side, StreamInfo, Tls},
     upstream::{Lease, Protocol, send, target},
@@ -38,6 +39,10 @@ use crate::{
 
 /// Endpoints that are tried for a request that was never sent.
 const MAX_ATTEMPTS: usize = 4;
+/// What a request is taken to need in memory, in bytes, without bodies.
+const ROOM: usize = 4 * 1024;
+/// A client that has cancelled fewer requests on a connection is not suspected.
+const FEW_RESETS: u32 = 100;
 /// A client that waits for 100 sends its body after this time anyway (RFC 9110 10.1.1).
 const EXPECT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -45,11 +50,14 @@ const EXPECT_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) fn handle(
     connection: &Arc<Connection>,
     req: Request<Incoming>,
-) -> impl Future<Output = Response<Tracked>> + use<> {
+) -> impl Future<Output = Result<Response<Tracked>, Unprocessed>> + use<> {
     // Made outside of the future, which is moved several times: what it starts with is kept
     // once.
     let mut exchange = Exchange::new(connection, req);
     async move {
+        if !exchange.keep_head() {
+            return Err(Unprocessed(h2::Reason::REFUSED_STREAM.into()));
+        }
         let (response, upstream) = match exchange.run().await {
             Ok(answer) => {
                 exchange.info.reason = exchange.info.peer_reason.unwrap_or(Reason::None);
@@ -61,9 +69,15 @@ pub(super) fn handle(
                 (reply::failure(exchange.info.reason, grpc), None)
             }
         };
-        exchange.finish(response, upstream)
+        Ok(exchange.finish(response, upstream))
     }
 }
+
+/// A request that was not looked at: RST_STREAM with REFUSED_STREAM, so that the client may
+/// send it elsewhere, whatever it is.
+#[derive(Debug, thiserror::Error)]
+#[error("refused")]
+pub(super) struct Unprocessed(#[source] h2::Error);
 
 type Answer = (Response<Body>, Option<(Pick, usize, Lease)>);
 
@@ -77,6 +91,8 @@ struct Exchange {
     /// The client's version.
     version: Version,
     deadline: Option<Instant>,
+    /// What it takes of the process's memory.
+    room: Option<Charge>,
 }
 
 impl Exchange {
@@ -119,7 +135,15 @@ impl Exchange {
             version: req.version(),
             request: Some(req.map(|body| Body::incoming(body, None))),
             deadline: None,
+            room: None,
         }
+    }
+
+    /// The request breaks a rule; that is counted.
+    fn refused(&self, reason: Reason, rule: &'static str) -> Error {
+        let metrics = &self.connection.worker.shared.metrics;
+        metrics.http_violation("downstream", rule);
+        Error::new(reason, rule)
     }
 
     /// The request as it came; only before it is prepared.
@@ -129,9 +153,17 @@ impl Exchange {
     }
 
     async fn run(&mut self) -> Result<Answer, Error> {
+        if let Some(refusal) = self.connection.pulse.signals.refusal(self.active.number) {
+            return Err(self.refused(refusal.reason, refusal.rule));
+        }
+        self.take_room()?;
         let authority = self.admit()?;
         if self.connection.probes_only {
             self.admit_probe()?;
+        }
+        if self.connection.pulse.signals.resets() >= FEW_RESETS {
+            // What was cancelled together with its request is never begun.
+            tokio::task::yield_now().await;
         }
         let host = self.host(&authority).await?;
         let req = self.request()?;
@@ -192,6 +224,41 @@ impl Exchange {
         }
     }
 
+    /// Keeps the head of an HTTP/2 request among those of its connection; false if that has too
+    /// many that wait.
+    fn keep_head(&mut self) -> bool {
+        let Some(req) = self.request.as_ref() else {
+            return true;
+        };
+        if self.version < Version::HTTP_2 {
+            return true;
+        }
+        let shared = &self.connection.worker.shared;
+        let bytes = fields::list_size(req.headers());
+        let kept = self
+            .active
+            .keep_head(bytes, shared.limits.http2_header_bytes);
+        if !kept {
+            shared.metrics.overloaded("heads");
+            self.info.reason = Reason::ProxyOverloaded;
+            self.info.detail = Some("the connection has too many heads that wait".to_owned());
+        }
+        kept
+    }
+
+    /// Room for what a request keeps in memory. Without it new work is refused; probes of the
+    /// application's health pass: that it is started again would help nobody.
+    fn take_room(&mut self) -> Result<(), Error> {
+        let shared = &self.connection.worker.shared;
+        let pressed = shared.memory.pressure() >= Pressure::Critical;
+        self.room = shared.memory.charge(ROOM);
+        if self.connection.probes_only || (self.room.is_some() && !pressed) {
+            return Ok(());
+        }
+        shared.metrics.shed();
+        Err(Error::new(Reason::ProxyOverloaded, "memory"))
+    }
+
     /// Judges the request, before anything is decided by it.
     fn admit(&mut self) -> Result<Authority, Error> {
         let connection = self.connection.clone();
@@ -204,6 +271,8 @@ impl Exchange {
 
     /// The request breaks a rule; that is counted.
     fn violated(&self, violation: Violation) -> Error {
+        let metrics = &self.connection.worker.shared.metrics;
+        metrics.http_violation("downstream", violation.rule);
         violation.error
     }
 
@@ -432,7 +501,7 @@ impl Exchange {
                     return Ok((pick, response, lease));
                 }
                 Err(error) => {
-                    if !error.reason.is_of_the_client() {
+                    if error.reason.blames_endpoint() {
                         pick.failed();
                     }
                     if let Some(metrics) = &self.info.metrics {
@@ -525,7 +594,10 @@ impl Exchange {
         };
         let shared = &self.connection.worker.shared;
         self.info.peer_reason = admission::answer(&mut response, asked, peer, &shared.limits)
-            .map_err(|violation| violation.error)?;
+            .map_err(|violation| {
+                shared.metrics.http_violation("upstream", violation.rule);
+                violation.error
+            })?;
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if let (true, Some(downstream)) = (switched, downstream) {
             let upstream = hyper::upgrade::on(&mut response);
@@ -599,13 +671,17 @@ impl Exchange {
         mut response: Response<Body>,
         upstream: Option<(Pick, usize, Lease)>,
     ) -> Response<Tracked> {
-        let draining = self.connection.worker.shared.drain.is_draining();
+        let draining = self.connection.is_fading();
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let asked = self.info.handed_over || self.info.method == Method::CONNECT;
+        let tunnel = asked && response.status().is_success();
+        let unclear = !self.connection.pulse.signals.answered(switched || tunnel);
         // `Connection` of a switch says `upgrade`, and there is no next request to send away.
-        if self.version < Version::HTTP_2 && draining && !switched {
+        if self.version < Version::HTTP_2 && (draining || unclear) && !switched {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
         }
+        self.active.drop_head();
         self.info.code = response.status().as_u16();
         self.count_unknown();
         self.info.head_sent();
@@ -622,6 +698,8 @@ impl Exchange {
             info: self.info,
             upstream,
             deadline,
+            room: self.room,
+            held: 0,
             _active: self.active,
         };
         response.map(|body| Tracked::new(body, stream))

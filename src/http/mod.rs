@@ -8,6 +8,7 @@ mod pulse;
 pub mod readings;
 mod reply;
 mod server;
+mod stall;
 mod tracked;
 mod translate;
 mod tunnel;
@@ -21,9 +22,10 @@ use crate::{
     cluster::{Cluster, Endpoint, Original, Pick},
     config::{ClusterType, Filter, HttpConfig},
     drain::{ConnectionGuard, Use},
+    memory::Pressure,
     snapshot::{LiveFilter, LiveListener, LiveTable, Snapshot},
     telemetry::{RouteMetrics, Side, Tls},
-    worker::Worker,
+    worker::{Admitted, Worker},
 };
 
 pub use server::{HttpVersion, serve};
@@ -59,6 +61,7 @@ pub struct Connection {
 struct HandedOver {
     _active: pulse::ActiveGuard,
     _open: ConnectionGuard,
+    _admitted: Admitted,
 }
 
 /// Where a connection's routes are now.
@@ -98,8 +101,9 @@ impl Connection {
         let open = drain.connection(&self.listener.config.name);
         open.becomes(Use::Switched);
         HandedOver {
-            _active: self.pulse.request(),
+            _active: self.pulse.hold(),
             _open: open,
+            _admitted: self.worker.shared.admit_further(),
         }
     }
 
@@ -114,6 +118,17 @@ impl Connection {
         let (of, endpoint) = self.made.get_or_init(|| (cluster.clone(), make()));
         let same = Arc::ptr_eq(of, cluster);
         Some(Pick::new(if same { endpoint.clone() } else { make() }))
+    }
+
+    /// Whether its client is to go elsewhere after this request: there is a shutdown, or too
+    /// little memory for connections that wait.
+    fn is_fading(&self) -> bool {
+        self.worker.shared.drain.is_draining() || self.is_short_of_memory()
+    }
+
+    /// Whether memory is too short for connections that wait.
+    fn is_short_of_memory(&self) -> bool {
+        self.worker.shared.memory.pressure() >= Pressure::High
     }
 
     /// Whose calls it carries.

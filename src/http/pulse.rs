@@ -1,5 +1,6 @@
-//! Tells a client's connection that is idle, which is fine, from one that drips a request
-//! head. One timer for each connection, none for each request.
+//! Tells a client's connection that is idle, which is fine, from one that holds something up:
+//! drips a head, never says its preface, or does not take its answers. One timer for each
+//! connection, none for each request.
 
 use std::{
     sync::{
@@ -11,57 +12,88 @@ use std::{
 
 use tokio::time::Instant;
 
-/// A request head must be complete in this time; looked at every [`TICK`].
-const HEAD: Duration = Duration::from_secs(30);
-/// How often a connection is looked at.
-pub(super) const TICK: Duration = Duration::from_secs(10);
+use crate::{
+    limits::Limits,
+    wire::{Signals, Waiting},
+};
+
+/// The longest time between two looks at a connection.
+const TICK: Duration = Duration::from_secs(5);
 
 /// Counters of one connection.
 #[derive(Debug, Default)]
 pub struct Pulse {
-    /// Bytes from the client.
-    received: Arc<AtomicU64>,
-    /// `received` when the last request ended: more than that is the head of the next one.
-    at_rest: AtomicU64,
+    /// What its byte stream says.
+    pub(super) signals: Arc<Signals>,
     /// Requests that have begun.
     served: AtomicU64,
     /// Requests that have not ended.
     active: AtomicUsize,
+    /// Bytes of the heads of requests that wait for their answer.
+    heads: AtomicUsize,
 }
 
 impl Pulse {
-    /// The counter of received bytes, for the byte stream.
-    pub(super) fn received(&self) -> Arc<AtomicU64> {
-        self.received.clone()
-    }
-
     /// A request begins; it ends when the guard is dropped.
     pub(super) fn request(self: &Arc<Self>) -> ActiveGuard {
-        self.served.fetch_add(1, Ordering::Relaxed);
+        let number = self.served.fetch_add(1, Ordering::Relaxed) + 1;
         self.active.fetch_add(1, Ordering::Relaxed);
-        ActiveGuard(self.clone())
+        ActiveGuard {
+            pulse: self.clone(),
+            number,
+            head: 0,
+        }
+    }
+
+    /// Keeps the connection active without a request.
+    pub(super) fn hold(self: &Arc<Self>) -> ActiveGuard {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        ActiveGuard {
+            pulse: self.clone(),
+            number: 0,
+            head: 0,
+        }
     }
 
     fn read(&self) -> Reading {
-        let received = self.received.load(Ordering::Relaxed);
         Reading {
             served: self.served.load(Ordering::Relaxed),
             active: self.active.load(Ordering::Relaxed) > 0,
-            partial: received > self.at_rest.load(Ordering::Relaxed),
+            waiting: self.signals.waiting(),
+            stuck: self.signals.is_blocked().then(|| self.signals.written()),
         }
     }
 }
 
 /// One request in flight.
 #[derive(Debug)]
-pub(super) struct ActiveGuard(Arc<Pulse>);
+pub(super) struct ActiveGuard {
+    pulse: Arc<Pulse>,
+    /// Counted from 1; 0 for what is no request.
+    pub(super) number: u64,
+    head: usize,
+}
+
+impl ActiveGuard {
+    /// Keeps the request's head, of so many bytes, until the answer begins; false if those of
+    /// the connection would be more than `most`.
+    pub(super) fn keep_head(&mut self, bytes: usize, most: usize) -> bool {
+        let before = self.pulse.heads.fetch_add(bytes, Ordering::Relaxed);
+        self.head += bytes;
+        before + bytes <= most
+    }
+
+    /// The answer begins.
+    pub(super) fn drop_head(&mut self) {
+        let bytes = std::mem::take(&mut self.head);
+        self.pulse.heads.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
 
 impl Drop for ActiveGuard {
     fn drop(&mut self) {
-        let pulse = &self.0;
-        let received = pulse.received.load(Ordering::Relaxed);
-        pulse.at_rest.store(received, Ordering::Relaxed);
-        pulse.active.fetch_sub(1, Ordering::Relaxed);
+        self.drop_head();
+        self.pulse.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -69,8 +101,9 @@ impl Drop for ActiveGuard {
 struct Reading {
     served: u64,
     active: bool,
-    /// Bytes have come that belong to no request yet.
-    partial: bool,
+    waiting: Waiting,
+    /// The client takes nothing, and what it had taken by then.
+    stuck: Option<u64>,
 }
 
 /// What to do with a connection.
@@ -80,34 +113,52 @@ pub(super) enum Verdict {
     Fine,
     /// Nothing for too long: end it politely.
     Idle,
-    /// A head that does not end: cut it.
-    SlowHead,
+    /// Cut it, for this.
+    Cut(&'static str),
 }
 
 /// Judges a connection by what has changed since the last look.
 #[derive(Debug)]
 pub(super) struct Watch {
     idle: Option<Duration>,
-    /// HTTP/2 sends frames that belong to no request.
-    heads: bool,
+    head: Duration,
+    write: Duration,
+    /// The heads of streams arrive beside other streams.
+    multiplexed: bool,
     last: Reading,
-    since: Instant,
+    quiet_since: Instant,
+    waiting_since: Instant,
+    stuck_since: Instant,
 }
 
 impl Watch {
-    /// A watch over a new connection. `heads`: bytes between requests are heads (HTTP/1).
-    pub(super) fn new(idle: Option<Duration>, heads: bool, now: Instant) -> Self {
-        let last = Reading {
-            served: 0,
-            active: false,
-            partial: false,
-        };
+    /// A watch over a new connection.
+    pub(super) fn new(
+        idle: Option<Duration>,
+        limits: &Limits,
+        multiplexed: bool,
+        now: Instant,
+    ) -> Self {
         Self {
             idle,
-            heads,
-            last,
-            since: now,
+            head: limits.head_timeout,
+            write: limits.write_timeout,
+            multiplexed,
+            last: Reading {
+                served: 0,
+                active: false,
+                waiting: Waiting::Nothing,
+                stuck: None,
+            },
+            quiet_since: now,
+            waiting_since: now,
+            stuck_since: now,
         }
+    }
+
+    /// How often to look: a timeout is exceeded by half at most.
+    pub(super) fn tick(&self) -> Duration {
+        TICK.min(self.head / 2).min(self.write / 2)
     }
 
     /// Looks at the connection. Pure but for the counters.
@@ -115,21 +166,37 @@ impl Watch {
         self.judge(pulse.read(), now)
     }
 
-    fn judge(&mut self, reading: Reading, now: Instant) -> Verdict {
-        let partial = reading.partial && self.heads;
-        let reading = Reading { partial, ..reading };
-        if reading.active || reading != self.last {
-            self.last = reading;
-            self.since = now;
-            return Verdict::Fine;
+    fn judge(&mut self, mut reading: Reading, now: Instant) -> Verdict {
+        if reading.active && !self.multiplexed {
+            // The next head has time until the request before it is answered.
+            reading.waiting = Waiting::Nothing;
         }
-        let waited = now.duration_since(self.since);
-        if partial && waited >= HEAD {
-            Verdict::SlowHead
-        } else if !partial && self.idle.is_some_and(|idle| waited >= idle) {
-            Verdict::Idle
-        } else {
-            Verdict::Fine
+        let begun = reading.served != self.last.served;
+        if begun || reading.active != self.last.active || reading.active {
+            self.quiet_since = now;
+        }
+        if begun || reading.waiting != self.last.waiting {
+            self.waiting_since = now;
+            self.quiet_since = now;
+        }
+        if reading.stuck != self.last.stuck {
+            self.stuck_since = now;
+        }
+        self.last = reading;
+        let over = |since: Instant, limit: Duration| now.duration_since(since) >= limit;
+        if reading.stuck.is_some() && over(self.stuck_since, self.write) {
+            return Verdict::Cut("write_timeout");
+        }
+        match reading.waiting {
+            Waiting::Head if over(self.waiting_since, self.head) => Verdict::Cut("head_timeout"),
+            Waiting::Preface if over(self.waiting_since, self.head) => {
+                Verdict::Cut("preface_timeout")
+            }
+            Waiting::Head | Waiting::Preface => Verdict::Fine,
+            Waiting::Nothing => match self.idle {
+                Some(idle) if !reading.active && over(self.quiet_since, idle) => Verdict::Idle,
+                _ => Verdict::Fine,
+            },
         }
     }
 }
@@ -141,26 +208,33 @@ mod tests {
     use tokio::time::Instant;
 
     use super::{Reading, Verdict, Watch};
+    use crate::{limits::Limits, wire::Waiting};
 
     const IDLE: Reading = Reading {
         served: 1,
         active: false,
-        partial: false,
+        waiting: Waiting::Nothing,
+        stuck: None,
     };
     const BUSY: Reading = Reading {
         served: 2,
         active: true,
-        partial: false,
+        ..IDLE
     };
     const DRIP: Reading = Reading {
-        served: 1,
-        active: false,
-        partial: true,
+        waiting: Waiting::Head,
+        ..IDLE
+    };
+    const STUCK: Reading = Reading {
+        stuck: Some(5),
+        ..BUSY
     };
 
-    fn check(heads: bool, looks: &[(u64, Reading, Verdict)]) {
+    /// Head 10 s, idle 60 s, write 30 s.
+    fn check(multiplexed: bool, looks: &[(u64, Reading, Verdict)]) {
         let start = Instant::now();
-        let mut watch = Watch::new(Some(Duration::from_secs(60)), heads, start);
+        let idle = Some(Duration::from_secs(60));
+        let mut watch = Watch::new(idle, &Limits::default(), multiplexed, start);
         for &(seconds, reading, expected) in looks {
             let now = start + Duration::from_secs(seconds);
             assert_eq!(watch.judge(reading, now), expected, "{seconds} {reading:?}");
@@ -170,7 +244,7 @@ mod tests {
     #[test]
     fn idle_connections_live_until_their_timeout() {
         check(
-            true,
+            false,
             &[
                 (10, IDLE, Verdict::Fine),
                 (69, IDLE, Verdict::Fine),
@@ -181,22 +255,52 @@ mod tests {
 
     #[test]
     fn heads_must_end() {
-        check(
-            true,
-            &[
-                (10, IDLE, Verdict::Fine),
-                (20, DRIP, Verdict::Fine),
-                (40, DRIP, Verdict::Fine),
-                (50, DRIP, Verdict::SlowHead),
-            ],
-        );
-        // HTTP/2 pings and settings are no heads.
+        let slow = Verdict::Cut("head_timeout");
         check(
             false,
             &[
-                (10, DRIP, Verdict::Fine),
-                (60, DRIP, Verdict::Fine),
-                (70, DRIP, Verdict::Idle),
+                (10, IDLE, Verdict::Fine),
+                (20, DRIP, Verdict::Fine),
+                (29, DRIP, Verdict::Fine),
+                (30, DRIP, slow),
+            ],
+        );
+        // One head after the other is no drip.
+        let next = Reading { served: 2, ..DRIP };
+        check(
+            false,
+            &[
+                (20, DRIP, Verdict::Fine),
+                (29, next, Verdict::Fine),
+                (38, next, Verdict::Fine),
+                (39, next, slow),
+            ],
+        );
+        // A pipelined head waits for its turn; a header block among streams does not.
+        let beside = Reading {
+            active: true,
+            ..DRIP
+        };
+        check(
+            false,
+            &[(20, beside, Verdict::Fine), (90, beside, Verdict::Fine)],
+        );
+        check(true, &[(20, beside, Verdict::Fine), (30, beside, slow)]);
+    }
+
+    #[test]
+    fn a_preface_must_come() {
+        let silent = Reading {
+            served: 0,
+            waiting: Waiting::Preface,
+            ..IDLE
+        };
+        check(
+            true,
+            &[
+                (5, silent, Verdict::Fine),
+                (14, silent, Verdict::Fine),
+                (15, silent, Verdict::Cut("preface_timeout")),
             ],
         );
     }
@@ -204,13 +308,38 @@ mod tests {
     #[test]
     fn requests_take_as_long_as_they_take() {
         check(
-            true,
+            false,
             &[
                 (10, BUSY, Verdict::Fine),
                 (1000, BUSY, Verdict::Fine),
                 (1010, IDLE, Verdict::Fine),
                 (1069, IDLE, Verdict::Fine),
                 (1070, IDLE, Verdict::Idle),
+            ],
+        );
+    }
+
+    #[test]
+    fn answers_must_be_taken() {
+        let some = Reading {
+            stuck: Some(6),
+            ..STUCK
+        };
+        check(
+            false,
+            &[
+                (10, STUCK, Verdict::Fine),
+                (39, some, Verdict::Fine),
+                (68, some, Verdict::Fine),
+                (69, some, Verdict::Cut("write_timeout")),
+            ],
+        );
+        check(
+            false,
+            &[
+                (10, STUCK, Verdict::Fine),
+                (39, BUSY, Verdict::Fine),
+                (99, BUSY, Verdict::Fine),
             ],
         );
     }

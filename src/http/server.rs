@@ -1,12 +1,12 @@
 //! One client's HTTP connection: limits, keep-alive, and how it ends in a shutdown.
 
-use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     sync::watch,
     time::{Instant, interval_at},
@@ -15,9 +15,14 @@ use tokio::{
 use super::{
     Connection,
     forward::handle,
-    pulse::{Pulse, TICK, Verdict, Watch},
+    pulse::{Verdict, Watch},
+    stall::Streams,
 };
-use crate::{drain::Phase, io::Io};
+use crate::{
+    drain::Phase,
+    io::Io,
+    wire::{Frames, Guarded, Requests, Role},
+};
 
 /// Which HTTP a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,34 +33,37 @@ pub enum HttpVersion {
     Http2,
 }
 
-const MAX_HEADER_BYTES: u32 = 64 * 1024;
-const MAX_STREAMS: u32 = 250;
-/// Stalled streams must not stop the others: the windows of all streams fit.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
-const SEND_BUFFER: usize = 256 * 1024;
+/// hyper's buffer holds a head and what was read with it.
+const MIN_BUFFER: usize = 64 * 1024;
+const MARGIN: usize = 16 * 1024;
+/// Requests that were cancelled before anybody has looked at them.
+const MAX_UNSEEN_RESETS: usize = 500;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves a connection to its end.
 pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
+    let shared = connection.worker.shared.clone();
+    let limits = &shared.limits;
     let idle = connection.http().and_then(|http| http.idle_timeout);
-    let heads = version == HttpVersion::Http1;
+    let multiplexed = version == HttpVersion::Http2;
     let mut life = Life {
-        phases: connection.worker.shared.drain.watch(),
-        pulse: connection.pulse.clone(),
-        watch: Watch::new(idle, heads, Instant::now()),
+        phases: shared.drain.watch(),
+        connection: connection.clone(),
+        watch: Watch::new(idle, limits, multiplexed, Instant::now()),
     };
     let context = connection.clone();
-    let service = service_fn(move |req| {
-        let answer = handle(&context, req);
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
-    let io = TokioIo::new(io.counted(connection.pulse.received()));
+    let service = service_fn(move |req| handle(&context, req));
+    let signals = connection.pulse.signals.clone();
     let result = match version {
         HttpVersion::Http1 => {
+            let requests = Requests::new(limits.as_ref().into());
+            let io = TokioIo::new(Guarded::requests(io, requests, signals));
             let serving = http1::Builder::new()
                 .preserve_header_case(true)
+                .auto_date_header(false)
+                .max_headers(limits.max_fields)
+                .max_buf_size(limits.max_head_bytes.max(MIN_BUFFER) + MARGIN)
                 .serve_connection(io, service)
                 .with_upgrades();
             // Answers say `Connection: close` while draining, so that the client is the one
@@ -66,13 +74,23 @@ pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
             .await
         }
         HttpVersion::Http2 => {
-            let serving = http2::Builder::new(TokioExecutor::new())
+            let frames = Frames::new(Role::Server, limits.as_ref().into());
+            let io = TokioIo::new(Guarded::frames(io, frames, signals));
+            let streams = Streams {
+                timeout: limits.write_timeout,
+                memory: shared.memory.clone(),
+            };
+            let serving = http2::Builder::new(streams)
                 .timer(TokioTimer::new())
-                .max_concurrent_streams(MAX_STREAMS)
-                .max_header_list_size(MAX_HEADER_BYTES)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_send_buf_size(SEND_BUFFER)
+                .auto_date_header(false)
+                .max_concurrent_streams(limits.http2_streams)
+                // Bounded by the budgets of frames, which know of time and of work done.
+                .max_local_error_reset_streams(None)
+                .max_pending_accept_reset_streams(MAX_UNSEEN_RESETS)
+                .max_header_list_size(limits.max_head_bytes as u32)
+                .initial_stream_window_size(limits.stream_window)
+                .initial_connection_window_size(limits.http2_connection_window)
+                .max_send_buf_size(limits.send_buffer)
                 .keep_alive_interval(KEEPALIVE)
                 .keep_alive_timeout(KEEPALIVE_TIMEOUT)
                 .serve_connection(io, service);
@@ -83,7 +101,9 @@ pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
             .await
         }
     };
-    if let Err(error) = result {
+    if let Some(rule) = connection.pulse.signals.cut() {
+        cut(&connection, rule);
+    } else if let Err(error) = result {
         tracing::debug!(%error, "client connection ended");
     }
 }
@@ -91,13 +111,13 @@ pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
 /// How long a connection lives.
 struct Life {
     phases: watch::Receiver<Phase>,
-    pulse: Arc<Pulse>,
+    connection: Arc<Connection>,
     watch: Watch,
 }
 
 impl Life {
     /// Runs a connection. At `phase` of the shutdown, or when it was idle for too long, it
-    /// is asked to end after what it is doing; one that drips a head is cut.
+    /// is asked to end after what it is doing; one that holds something up is cut.
     async fn drive<C>(
         &mut self,
         serving: C,
@@ -108,20 +128,45 @@ impl Life {
         C: Future<Output = hyper::Result<()>>,
     {
         let mut serving = std::pin::pin!(serving);
-        let mut ticks = interval_at(Instant::now() + TICK, TICK);
+        let tick = self.watch.tick();
+        let mut ticks = interval_at(Instant::now() + tick, tick);
         loop {
             tokio::select! {
                 biased;
                 result = serving.as_mut() => return result,
                 _ = self.phases.wait_for(|now| *now >= phase) => break,
-                now = ticks.tick() => match self.watch.look(&self.pulse, now) {
+                now = ticks.tick() => match self.watch.look(&self.connection.pulse, now) {
+                    // Not all at once: each at its own tick.
+                    Verdict::Fine if self.connection.is_short_of_memory() => break,
                     Verdict::Fine => {}
                     Verdict::Idle => break,
-                    Verdict::SlowHead => return Ok(()),
+                    Verdict::Cut(rule) => {
+                        cut(&self.connection, rule);
+                        return Ok(());
+                    }
                 },
             }
         }
         shut_down(serving.as_mut());
-        serving.await
+        // What is still going on is watched to its end.
+        loop {
+            tokio::select! {
+                biased;
+                result = serving.as_mut() => return result,
+                now = ticks.tick() => {
+                    if let Verdict::Cut(rule) = self.watch.look(&self.connection.pulse, now) {
+                        cut(&self.connection, rule);
+                        return Ok(());
+                    }
+                }
+            }
+        }
     }
+}
+
+/// A connection is cut for what its client does, and counted.
+fn cut(connection: &Connection, rule: &'static str) {
+    let metrics = &connection.worker.shared.metrics;
+    metrics.http_violation("downstream", rule);
+    tracing::debug!(rule, "client connection cut");
 }

@@ -15,11 +15,13 @@ use tokio::time::Sleep;
 use super::{
     pulse::ActiveGuard,
     reply::{grpc_status, grpc_trailers},
+    stall,
 };
 use crate::{
     body::Body,
     cluster::Pick,
     error::Reason,
+    memory::Charge,
     telemetry::StreamInfo,
     upstream::{Lease, reason_of},
 };
@@ -38,8 +40,23 @@ pub(super) struct Stream {
     pub(super) upstream: Option<(Pick, usize, Lease)>,
     /// When the request's time is up.
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
+    /// What the stream takes of the process's memory.
+    pub(super) room: Option<Charge>,
+    /// Bytes of the last frame, which may wait for the client until it asks for the next.
+    pub(super) held: usize,
     /// The client's connection has a request in flight.
     pub(super) _active: ActiveGuard,
+}
+
+impl Stream {
+    /// Charges a frame that may have to wait, in place of the one before.
+    fn hold(&mut self, bytes: usize) {
+        if let Some(room) = &mut self.room {
+            room.shrink(self.held);
+            // Without room it waits all the same, and nothing new is begun.
+            self.held = if room.grow(bytes) { bytes } else { 0 };
+        }
+    }
 }
 
 /// Why a body broke off. The words end in hyper's log only.
@@ -119,10 +136,13 @@ impl HttpBody for Tracked {
                 "while the response streamed".to_owned(),
             );
         }
-        match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        stall::asked(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        match ready!(polled) {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     stream.info.bytes_out += data.len() as u64;
+                    stream.hold(data.len());
                 } else if let Some(trailers) = frame.trailers_ref()
                     && let Some(status) = grpc_status(trailers)
                 {
@@ -164,7 +184,13 @@ impl Drop for Tracked {
             // Nobody reads the body of an answer to HEAD; it is whole without.
             && stream.info.method != Method::HEAD
         {
-            stream.info.reason = Reason::ClientClosed;
+            if stall::is_stalled() {
+                stream.info.reason = Reason::IdleTimeout;
+                let words = "the client took nothing of the answer for too long";
+                stream.info.detail = Some(words.to_owned());
+            } else {
+                stream.info.reason = Reason::ClientClosed;
+            }
         }
     }
 }

@@ -88,7 +88,9 @@ pub(super) async fn open(context: &Context, backends: &[TcpBackend]) -> Result<O
                 });
             }
             Err(error) => {
-                pick.failed();
+                if error.reason.blames_endpoint() {
+                    pick.failed();
+                }
                 tried.push(pick.endpoint.dest.address);
                 last = Some(error);
             }

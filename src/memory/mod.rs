@@ -35,10 +35,22 @@ pub enum Pressure {
     Critical = 2,
 }
 
+impl Pressure {
+    const fn of(level: u8) -> Self {
+        match level {
+            0 => Self::Normal,
+            1 => Self::High,
+            _ => Self::Critical,
+        }
+    }
+}
+
 /// The byte budget of the process. Shared, atomic.
 #[derive(Debug)]
 pub struct Memory {
     budget: usize,
+    /// From here on requests are refused.
+    critical: usize,
     used: AtomicUsize,
     /// The last [`Pressure`] that was measured.
     measured: AtomicU8,
@@ -48,8 +60,10 @@ impl Memory {
     /// A budget with nothing charged.
     #[must_use]
     pub fn new(budget: u64) -> Arc<Self> {
+        let budget = usize::try_from(budget).unwrap_or(usize::MAX);
         Arc::new(Self {
-            budget: usize::try_from(budget).unwrap_or(usize::MAX),
+            budget,
+            critical: (budget as u128 * u128::from(CRITICAL.0)).div_ceil(1000) as usize,
             used: AtomicUsize::new(0),
             measured: AtomicU8::new(Pressure::Normal as u8),
         })
@@ -87,14 +101,10 @@ impl Memory {
     /// is charged now where that is more urgent. Two loads.
     #[must_use]
     pub fn pressure(&self) -> Pressure {
-        match self.measured.load(Ordering::Relaxed) {
-            0 | 1 if per_mille(self.used() as u64, self.budget as u64) >= CRITICAL.0 => {
-                Pressure::Critical
-            }
-            0 => Pressure::Normal,
-            1 => Pressure::High,
-            _ => Pressure::Critical,
+        if self.used() >= self.critical {
+            return Pressure::Critical;
         }
+        Pressure::of(self.measured.load(Ordering::Relaxed))
     }
 }
 
@@ -197,11 +207,7 @@ impl Gauge {
             fixed: self.fixed,
             groups: &groups,
         };
-        let before = match self.memory.measured.load(Ordering::Relaxed) {
-            0 => Pressure::Normal,
-            1 => Pressure::High,
-            _ => Pressure::Critical,
-        };
+        let before = Pressure::of(self.memory.measured.load(Ordering::Relaxed));
         let pressure = after(before, sample.strain());
         self.memory
             .measured

@@ -93,6 +93,7 @@ pub struct Metrics {
     endpoints: Family<IntGauge>,
     tls_handshakes: Family<IntCounter>,
     detections: Family<IntCounter>,
+    http_violations: Family<IntCounter>,
     accept_errors: Family<IntCounter>,
     overloaded: Family<IntCounter>,
     shed: Lazy<IntCounter>,
@@ -150,7 +151,8 @@ impl Metrics {
         let overloaded = counter(
             "weft_overloaded_total",
             "What was refused for want of something: request and memory (a connection) for want of memory, \
-             connections over their limit, upstream connections for want of files or ports.",
+             heads of a HTTP/2 connection with too many that wait, connections over their limit, \
+             upstream connections for want of files or ports.",
             &["what"],
         );
         let metrics = Self {
@@ -265,6 +267,11 @@ impl Metrics {
                 "weft_protocol_detections_total",
                 "Connections by the protocol that was detected: http1, http2, tls, opaque or timeout.",
                 &["port", "protocol"],
+            ),
+            http_violations: counter(
+                "weft_http_violations_total",
+                "Messages refused and connections cut, by whether the peer is downstream or upstream and the rule that it broke.",
+                &["peer", "rule"],
             ),
             accept_errors: counter(
                 "weft_accept_errors_total",
@@ -414,6 +421,7 @@ impl Metrics {
                 &self.tcp_sent,
                 &self.tls_handshakes,
                 &self.detections,
+                &self.http_violations,
                 &self.accept_errors,
                 &self.overloaded,
                 &self.identity_renewals,
@@ -611,6 +619,12 @@ impl Metrics {
     /// Counts a detected protocol.
     pub fn detection(&self, port: &str, protocol: &'static str) {
         self.detections.child(&[port, protocol]).inc();
+    }
+
+    /// Counts a message that was refused, or a connection that was cut, for what its peer,
+    /// `downstream` or `upstream`, has done.
+    pub fn http_violation(&self, peer: &'static str, rule: &'static str) {
+        self.http_violations.child(&[peer, rule]).inc();
     }
 
     /// Counts a connection that could not be accepted.

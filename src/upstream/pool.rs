@@ -21,22 +21,19 @@ use crate::{
     config::AppProtocol,
     error::{Error, Reason},
     io::Io,
+    wire::{Expected, Frames, Guarded, Responses, Role, Signals},
 };
 
 /// Idle HTTP/1.1 connections that are kept; more are closed when they come back.
 const MAX_IDLE: usize = 1024;
 /// Shorter than the usual keep-alive of servers, so that we close first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
-/// Streams on one HTTP/2 connection before another one is opened.
-const STREAMS_PER_CONNECTION: u32 = 100;
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// Streams of different clients share a connection, so those that nobody reads from must
-/// not stop the others: the windows of all of them fit.
-const CONNECTION_WINDOW: u32 = STREAMS_PER_CONNECTION * STREAM_WINDOW;
 /// Streams before the server has said how many it takes; one that takes fewer would refuse
 /// the rest.
 const FIRST_STREAMS: usize = 1;
-const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// hyper's buffer holds a head and what was read with it.
+const MIN_BUFFER: usize = 64 * 1024;
+const MARGIN: usize = 16 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -53,9 +50,17 @@ pub struct Pool {
     last_failure: Mutex<Option<Error>>,
 }
 
+/// An HTTP/1.1 connection, for one request at a time.
+#[derive(Debug)]
+pub struct Http1 {
+    pub(super) send: http1::SendRequest<Body>,
+    /// What its judge is told of the request.
+    pub(super) expected: Arc<Expected>,
+}
+
 #[derive(Debug)]
 struct Idle {
-    send: http1::SendRequest<Body>,
+    connection: Http1,
     since: Instant,
 }
 
@@ -69,7 +74,7 @@ struct Shared {
 #[derive(Debug)]
 pub enum Lease {
     /// Exclusive, until the response has ended.
-    Http1(http1::SendRequest<Body>),
+    Http1(Http1),
     /// One stream of a shared connection.
     Http2 {
         /// Counts the stream until it is dropped.
@@ -100,48 +105,57 @@ impl Drop for StreamGuard {
 }
 
 impl Pool {
-    /// An idle HTTP/1.1 connection, the one used last; dead ones on the way are dropped.
-    pub(super) fn take_idle(&self) -> Option<http1::SendRequest<Body>> {
+    /// An idle HTTP/1.1 connection, the one used last, and for how long it was idle; dead ones
+    /// on the way are dropped.
+    pub(super) fn take_idle(&self) -> Option<(Http1, Duration)> {
         let mut idle = self.idle.lock();
-        while let Some(Idle { send, .. }) = idle.pop() {
-            if send.is_ready() {
-                return Some(send);
+        while let Some(Idle { connection, since }) = idle.pop() {
+            if connection.send.is_ready() {
+                return Some((connection, since.elapsed()));
             }
         }
         None
     }
 
     /// Gives an HTTP/1.1 connection back after its response has ended.
-    pub fn give_back(&self, send: http1::SendRequest<Body>) {
-        if send.is_closed() || self.closed.load(Ordering::Relaxed) {
+    pub fn give_back(&self, connection: Http1) {
+        if connection.send.is_closed() || self.closed.load(Ordering::Relaxed) {
             return;
         }
         let mut idle = self.idle.lock();
         if idle.len() < MAX_IDLE {
             idle.push(Idle {
-                send,
+                connection,
                 since: Instant::now(),
             });
         }
     }
 
     /// Opens an HTTP/1.1 connection.
-    pub(super) async fn open_http1(
-        connector: &Connector,
-        dest: &Dest,
-    ) -> Result<http1::SendRequest<Body>, Error> {
+    pub(super) async fn open_http1(connector: &Connector, dest: &Dest) -> Result<Http1, Error> {
+        let limits = &connector.limits;
         let io = connector.connect(dest, AppProtocol::Http1).await?;
+        let expected = Arc::<Expected>::default();
+        let signals = Arc::<Signals>::default();
+        let responses = Responses::new(limits.as_ref().into(), expected.clone());
+        let io = Guarded::responses(io, responses, signals.clone());
         let (send, connection) = http1::Builder::new()
             .preserve_header_case(true)
+            .max_headers(limits.max_fields)
+            .max_buf_size(limits.max_head_bytes.max(MIN_BUFFER) + MARGIN)
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| Error::new(Reason::PeerClosed, error.to_string()))?;
+        let metrics = connector.metrics.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
+            let ended = connection.with_upgrades().await;
+            if let Some(rule) = signals.cut() {
+                metrics.http_violation("upstream", rule);
+            } else if let Err(error) = ended {
                 tracing::debug!(%error, "upstream connection ended");
             }
         });
-        Ok(send)
+        Ok(Http1 { send, expected })
     }
 
     /// A stream on a shared HTTP/2 connection; opens one if none has room.
@@ -150,12 +164,13 @@ impl Pool {
         connector: &Connector,
         dest: &Dest,
     ) -> Result<StreamGuard, Error> {
-        if let Some(guard) = self.shared_stream() {
+        let most = connector.limits.http2_upstream_streams;
+        if let Some(guard) = self.shared_stream(most) {
             return Ok(guard);
         }
         let failures = self.failures.load(Ordering::Relaxed);
         let _opening = self.opening.lock().await;
-        if let Some(guard) = self.shared_stream() {
+        if let Some(guard) = self.shared_stream(most) {
             return Ok(guard);
         }
         // Whoever waited while an attempt failed shares its failure: no line of timeouts.
@@ -182,12 +197,12 @@ impl Pool {
         }
     }
 
-    fn shared_stream(&self) -> Option<StreamGuard> {
+    fn shared_stream(&self, most: usize) -> Option<StreamGuard> {
         let mut shared = self.shared.lock();
         shared.retain(|connection| !connection.send.is_closed());
         shared
             .iter()
-            .find(|connection| connection.streams.load(Ordering::Relaxed) < STREAMS_PER_CONNECTION)
+            .find(|connection| (connection.streams.load(Ordering::Relaxed) as usize) < most)
             .map(StreamGuard::new)
     }
 
@@ -200,9 +215,9 @@ impl Pool {
 
     /// Closes connections that have been idle for too long. Called every few seconds.
     pub fn sweep(&self, now: Instant) {
-        self.idle
-            .lock()
-            .retain(|idle| !idle.send.is_closed() && now.duration_since(idle.since) < IDLE_TIMEOUT);
+        self.idle.lock().retain(|idle| {
+            !idle.connection.send.is_closed() && now.duration_since(idle.since) < IDLE_TIMEOUT
+        });
         self.shared
             .lock()
             .retain(|connection| !connection.send.is_closed());
@@ -222,19 +237,24 @@ impl Pool {
 }
 
 async fn open_http2(connector: &Connector, dest: &Dest) -> Result<http2::SendRequest<Body>, Error> {
+    let limits = &connector.limits;
     let io: Io = connector.connect(dest, AppProtocol::Http2).await?;
     // Sidecars take more streams than we open, and a stream that waited for its turn would
     // be lost when a sidecar that shuts down says so first.
     let first_streams = match dest.tls {
-        Some(_) => STREAMS_PER_CONNECTION as usize,
+        Some(_) => limits.http2_upstream_streams,
         None => FIRST_STREAMS,
     };
+    let signals = Arc::<Signals>::default();
+    let frames = Frames::new(Role::Client, limits.as_ref().into());
+    let io = Guarded::frames(io, frames, signals.clone());
     let (send, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.http2_connection_window)
         .initial_max_send_streams(first_streams)
-        .max_header_list_size(MAX_HEADER_LIST)
+        .max_header_list_size(limits.max_head_bytes as u32)
+        .max_send_buf_size(limits.send_buffer)
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         // Cancelled calls reset streams; too many must not end the connection of others.
@@ -242,8 +262,12 @@ async fn open_http2(connector: &Connector, dest: &Dest) -> Result<http2::SendReq
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| Error::new(Reason::PeerProtocolError, error.to_string()))?;
+    let metrics = connector.metrics.clone();
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        let ended = connection.await;
+        if let Some(rule) = signals.cut() {
+            metrics.http_violation("upstream", rule);
+        } else if let Err(error) = ended {
             tracing::debug!(%error, "upstream connection ended");
         }
     });
@@ -306,6 +330,7 @@ mod tests {
         Connector {
             identity: Arc::default(),
             metrics: Metrics::new(),
+            limits: Arc::default(),
         }
     }
 

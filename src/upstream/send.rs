@@ -1,7 +1,9 @@
 //! HOT. One request on one connection. Says exactly whether a request that failed can have
 //! reached the application: what was never sent may be sent elsewhere, whatever its method.
 
-use http::{HeaderMap, Method, Request, Response, Uri, Version, uri::Scheme};
+use http::{
+    Extensions, HeaderMap, Method, Request, Response, Uri, Version, header::UPGRADE, uri::Scheme,
+};
 use hyper::body::Incoming;
 
 use super::{
@@ -11,6 +13,7 @@ use super::{
 use crate::{
     body::{Body, Rewind},
     error::{Error, Reason, chain_text},
+    wire::{Asked, Expected},
 };
 
 /// What is spoken to the endpoint.
@@ -51,26 +54,65 @@ async fn send_http1(
     req: &mut Option<Request<Body>>,
 ) -> Result<(Response<Incoming>, Lease), Error> {
     loop {
-        let idle = pool.take_idle();
-        let reused = idle.is_some();
-        let mut sender = match idle {
-            Some(sender) => sender,
-            None => Box::pin(Pool::open_http1(connector, dest)).await?,
+        let (mut connection, idle) = match pool.take_idle() {
+            Some((connection, idle)) => (connection, Some(idle)),
+            None => (Box::pin(Pool::open_http1(connector, dest)).await?, None),
         };
-        let Some(request) = req.take() else {
+        let Some(mut request) = req.take() else {
             return Err(already_sent());
         };
-        match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, Lease::Http1(sender))),
+        // A kept connection may be closing at this moment. Without a byte of the answer the
+        // request may go elsewhere if it can be repeated (RFC 9110 9.2.2), and whatever it is
+        // if not a byte of it has left: the judge looks at a connection that was idle for long.
+        let repeatable = request.method().is_idempotent();
+        let spare = idle
+            .filter(|idle| repeatable || *idle >= Expected::IDLE)
+            .and_then(|_| Spare::of(&mut request));
+        connection
+            .expected
+            .send(asked(&request), idle.unwrap_or_default());
+        match connection.send.try_send_request(request).await {
+            Ok(response) => {
+                if let Some(Spare { body, .. }) = spare {
+                    body.release();
+                }
+                return Ok((response, Lease::Http1(connection)));
+            }
             Err(mut failed) => {
                 *req = failed.take_message();
+                let untouched = connection.expected.is_untouched();
+                if req.is_none() && (untouched || repeatable && was_closed(failed.error())) {
+                    *req = spare.and_then(Spare::request);
+                }
                 // A kept connection that died while idle: the next one, or a new one.
-                if req.is_none() || !reused {
+                if req.is_none() || idle.is_none() {
                     return Err(reason_of(failed.error()));
                 }
             }
         }
     }
+}
+
+/// What the end of the answer depends on.
+fn asked(request: &Request<Body>) -> Asked {
+    match *request.method() {
+        Method::HEAD => Asked::Head,
+        Method::CONNECT => Asked::Connect,
+        _ if request.headers().contains_key(UPGRADE) => Asked::Upgrade,
+        _ => Asked::Plain,
+    }
+}
+
+/// Whether the connection ended before a byte of the answer.
+fn was_closed(error: &hyper::Error) -> bool {
+    let io = std::error::Error::source(error)
+        .and_then(|cause| cause.downcast_ref::<std::io::Error>())
+        .map(std::io::Error::kind);
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    error.is_incomplete_message()
+        || error.is_canceled()
+        || error.is_closed()
+        || matches!(io, Some(BrokenPipe | ConnectionAborted | ConnectionReset))
 }
 
 async fn send_http2(
@@ -90,7 +132,7 @@ async fn send_http2(
         let spare = Spare::of(&mut request);
         match guard.sender().try_send_request(request).await {
             Ok(response) => {
-                if let Some(body) = spare.body {
+                if let Some(Spare { body, .. }) = spare {
                     body.release();
                 }
                 return Ok((response, Lease::Http2 { _stream: guard }));
@@ -98,7 +140,7 @@ async fn send_http2(
             Err(mut failed) => {
                 *req = failed.take_message();
                 if req.is_none() && was_refused(failed.error()) {
-                    *req = spare.request();
+                    *req = spare.and_then(Spare::request);
                 }
                 if req.is_none() || moved == 2 {
                     return Err(reason_of(failed.error()));
@@ -114,27 +156,34 @@ async fn send_http2(
 struct Spare {
     method: Method,
     uri: Uri,
+    version: Version,
     headers: HeaderMap,
-    body: Option<Rewind>,
+    extensions: Extensions,
+    body: Rewind,
 }
 
 impl Spare {
-    fn of(request: &mut Request<Body>) -> Self {
-        Self {
+    /// `None` if its body cannot be read again.
+    fn of(request: &mut Request<Body>) -> Option<Self> {
+        let body = request.body_mut().tape()?;
+        Some(Self {
             method: request.method().clone(),
             uri: request.uri().clone(),
+            version: request.version(),
             headers: request.headers().clone(),
-            body: request.body_mut().tape(),
-        }
+            extensions: request.extensions().clone(),
+            body,
+        })
     }
 
-    /// `None` if the body cannot be read again.
+    /// `None` if too much of the body is gone.
     fn request(self) -> Option<Request<Body>> {
-        let mut request = Request::new(self.body.as_ref()?.body()?);
+        let mut request = Request::new(self.body.body()?);
         *request.method_mut() = self.method;
         *request.uri_mut() = self.uri;
-        *request.version_mut() = Version::HTTP_2;
+        *request.version_mut() = self.version;
         *request.headers_mut() = self.headers;
+        *request.extensions_mut() = self.extensions;
         Some(request)
     }
 }
@@ -409,6 +458,7 @@ mod tests {
                 let connector = Connector {
                     identity: Arc::default(),
                     metrics: Metrics::new(),
+                    limits: Arc::default(),
                 };
                 let pool = Pool::default();
                 let uri = "http://a/".parse().unwrap();

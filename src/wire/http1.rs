@@ -23,8 +23,10 @@ pub enum Step {
     /// They wait for [`Requests::resume`], if there are any: the request asked for a switch of
     /// protocols.
     Held,
-    /// They never pass, and nothing after them.
+    /// They begin a head that never passes, and nothing after it.
     Refused(Refusal),
+    /// The body or the answer that was passing breaks off here.
+    Broken(Refusal),
 }
 
 /// How a connection goes on that asked for a switch of protocols.
@@ -83,6 +85,7 @@ enum State {
     Held,
     Opaque,
     Refused(Refusal),
+    Broken(Refusal),
 }
 
 /// The requests of one HTTP/1 connection.
@@ -147,12 +150,13 @@ impl Requests {
                     }
                     Err((more, rule)) => {
                         passed += more;
-                        self.state = State::Refused(rule.of_the_client());
+                        self.state = State::Broken(rule.of_the_client());
                     }
                 },
                 State::Held => return (passed, Step::Held),
                 State::Opaque => return (input.len(), Step::More),
                 State::Refused(refusal) => return (passed, Step::Refused(*refusal)),
+                State::Broken(refusal) => return (passed, Step::Broken(*refusal)),
             }
         }
     }
@@ -177,6 +181,23 @@ impl Requests {
     #[must_use]
     pub const fn line(&self) -> Option<&Line> {
         self.refused.as_ref()
+    }
+
+    /// What is passed on in place of a refused head: its request line, as far as there is one,
+    /// for the log, and nothing that could be acted upon.
+    #[must_use]
+    pub fn marker(&self) -> Vec<u8> {
+        let line = self.refused.as_ref();
+        // CONNECT would be a request for a tunnel, and others have no path.
+        let line = line.filter(|line| line.target.starts_with('/') && &*line.method != "CONNECT");
+        let (method, target) = line.map_or(("-", "/"), |line| (&line.method, &line.target));
+        format!("{method} {target} HTTP/1.1\r\nconnection: close\r\n\r\n").into_bytes()
+    }
+
+    /// Whether what comes next belongs to a request that was passed on already.
+    #[must_use]
+    pub const fn is_within(&self) -> bool {
+        matches!(self.state, State::Body(_) | State::Held | State::Broken(_))
     }
 
     /// Whether a head has begun and is not complete.
@@ -210,7 +231,12 @@ impl Responses {
         }
     }
 
-    /// As [`Requests::read`]; never [`Step::Held`].
+    /// What the next answer is for.
+    pub(super) fn expected(&self) -> &Expected {
+        &self.expected
+    }
+
+    /// As [`Requests::read`]; never [`Step::Held`] or [`Step::Refused`].
     pub fn read(&mut self, input: &[u8]) -> (usize, Step) {
         let mut passed = 0;
         loop {
@@ -220,7 +246,7 @@ impl Responses {
                 State::Head => match self.head(rest) {
                     Ok(None) => return (passed, Step::Partial),
                     Ok(Some(len)) => passed += len,
-                    Err(rule) => self.state = State::Refused(rule.of_the_server()),
+                    Err(rule) => self.state = State::Broken(rule.of_the_server()),
                 },
                 State::Body(body) => match body.read(rest, &self.limits) {
                     Ok((more, Progress::More)) => return (passed + more, Step::More),
@@ -231,11 +257,13 @@ impl Responses {
                     }
                     Err((more, rule)) => {
                         passed += more;
-                        self.state = State::Refused(rule.of_the_server());
+                        self.state = State::Broken(rule.of_the_server());
                     }
                 },
                 State::Held | State::Opaque => return (input.len(), Step::More),
-                State::Refused(refusal) => return (passed, Step::Refused(*refusal)),
+                State::Refused(refusal) | State::Broken(refusal) => {
+                    return (passed, Step::Broken(*refusal));
+                }
             }
         }
     }
@@ -271,7 +299,7 @@ impl Responses {
         match &self.state {
             State::Head if self.head.begun() => Err(Rule::CutShort.of_the_server()),
             State::Body(Body::Length(_) | Body::Chunked(_)) => Err(Rule::CutShort.of_the_server()),
-            State::Refused(refusal) => Err(*refusal),
+            State::Refused(refusal) | State::Broken(refusal) => Err(*refusal),
             State::Head | State::Body(Body::UntilClose) | State::Held | State::Opaque => Ok(()),
         }
     }

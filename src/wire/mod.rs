@@ -7,7 +7,12 @@ pub mod expected;
 pub mod head;
 pub mod http1;
 pub mod http2;
+pub mod io;
 pub mod rules;
+
+pub use http1::{Asked, Expected, Requests, Responses};
+pub use http2::{Budget, Frames, Role};
+pub use io::{Guarded, Signals, Waiting};
 
 #[cfg(test)]
 mod tests;

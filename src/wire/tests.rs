@@ -1,7 +1,7 @@
 //! Tables of bytes for the machines of HTTP/1. Each input is given whole, byte by byte, and cut
 //! at each offset: what comes out must be the same.
 
-use std::{collections::BTreeSet, str::from_utf8, sync::Arc};
+use std::{collections::BTreeSet, str::from_utf8, sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue, Method, Uri, Version};
 
@@ -53,7 +53,7 @@ fn feed<'a>(machine: &mut impl Machine, pieces: impl Iterator<Item = &'a [u8]>) 
         match step {
             Step::More => assert!(held.is_empty()),
             Step::Partial => assert!(!held.is_empty()),
-            Step::Held | Step::Refused(_) => {}
+            Step::Held | Step::Refused(_) | Step::Broken(_) => {}
         }
         last = step;
     }
@@ -101,6 +101,14 @@ fn no(rule: &'static str) -> Is {
     Refused(rule, usize::MAX)
 }
 
+/// Why nothing more passes.
+fn refusal(step: Step) -> Option<Refusal> {
+    match step {
+        Step::Refused(refusal) | Step::Broken(refusal) => Some(refusal),
+        Step::More | Step::Partial | Step::Held => None,
+    }
+}
+
 fn check(input: &[u8], is: Is, passed: usize, step: Step) {
     let shown = String::from_utf8_lossy(input);
     let (left, right_step) = match is {
@@ -108,7 +116,8 @@ fn check(input: &[u8], is: Is, passed: usize, step: Step) {
         Partial(left) => (left, step == Step::Partial),
         Held(left) => (left, step == Step::Held),
         Refused(rule, left) => {
-            let same = matches!(step, Step::Refused(refusal) if refusal.rule == rule);
+            let refused = refusal(step).map(|refusal| refusal.rule);
+            let same = refused == Some(rule);
             (left.min(input.len()), same)
         }
     };
@@ -331,6 +340,7 @@ fn requests() -> Vec<(Vec<u8>, Is)> {
         ":80",
         "a:65536",
         "a:123456",
+        "a:99999999999999999999",
         "a:+1",
         "a::1",
         "::1",
@@ -652,7 +662,7 @@ fn requests_pass_or_are_refused_however_they_are_cut() {
             Refused(..) => assert!(heads > 0, "{shown:?}"),
             Partial(_) | Held(_) => {}
         }
-        if let Step::Refused(Refusal { reason, rule }) = step {
+        if let Some(Refusal { reason, rule }) = refusal(step) {
             let row = TABLE.iter().find(|row| row.word == rule).unwrap();
             assert_eq!(reason, row.reason, "{shown:?}");
             assert!(reason.is_of_the_client(), "{shown:?}");
@@ -873,7 +883,7 @@ fn responses() -> Vec<(Asked, Vec<u8>, Is)> {
 fn answering(asked: Option<Asked>) -> Responses {
     let expected = Arc::new(Expected::default());
     if let Some(asked) = asked {
-        expected.send(asked);
+        expected.send(asked, Duration::ZERO);
     }
     Responses::new(LIMITS, expected)
 }
@@ -883,7 +893,7 @@ fn answers_pass_or_are_refused_however_they_are_cut() {
     for (asked, input, is) in responses() {
         let (passed, step, ()) = outcome(&input, || answering(Some(asked)), |_| ());
         check(&input, is, passed, step);
-        if let Step::Refused(refusal) = step {
+        if let Some(refusal) = refusal(step) {
             assert_eq!(refusal.reason, Reason::PeerProtocolError);
         }
     }
@@ -955,7 +965,7 @@ fn one_connection_answers_one_request_after_the_other() {
     let mut responses = Responses::new(LIMITS, expected.clone());
     let early: &[u8] = b"HTTP/1.1 100 A\r\n\r\n";
     for round in 0..10 {
-        expected.send(Asked::Plain);
+        expected.send(Asked::Plain, Duration::ZERO);
         // The count of 1xx begins anew.
         for _ in 0..2 {
             assert_eq!(responses.read(early), (early.len(), Step::More), "{round}");
@@ -964,13 +974,13 @@ fn one_connection_answers_one_request_after_the_other() {
         assert_eq!(responses.read(whole), (whole.len(), Step::More), "{round}");
         assert_eq!(expected.asked(), None);
     }
-    let (0, Step::Refused(refusal)) = responses.read(early) else {
+    let (0, Step::Broken(refusal)) = responses.read(early) else {
         panic!("an answer to nothing");
     };
     assert_eq!(refusal.rule, "unasked_answer");
     // For good.
-    expected.send(Asked::Plain);
-    assert_eq!(responses.read(early), (0, Step::Refused(refusal)));
+    expected.send(Asked::Plain, Duration::ZERO);
+    assert_eq!(responses.read(early), (0, Step::Broken(refusal)));
 }
 
 #[test]
@@ -1129,7 +1139,7 @@ fn what_passes_is_what_hyper_takes() {
         for byte in 0..=255 {
             let input = [before.as_bytes(), &[byte], after.as_bytes()].concat();
             let (passed, step) = Requests::new(LIMITS).read(&input);
-            if matches!(step, Step::Refused(_)) {
+            if refusal(step).is_some() {
                 continue;
             }
             assert_eq!(passed, input.len(), "{byte:#x} after {before:?}");

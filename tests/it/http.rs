@@ -320,19 +320,25 @@ async fn requests_that_are_not_valid_are_refused_here() {
         let reply = send(pair.outbound, request).await;
         assert_eq!(reply.outcome(), (400, "client_protocol_error"), "{request}");
     }
-    for request in [
-        "GET /\r\n\r\n",
-        "GET / HTTP/1.1\r\nhost: echo\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
-        "POST / HTTP/1.1\r\nhost: echo\r\ntransfer-encoding: x\r\n\r\n",
+    for (request, status) in [
+        ("GET /\r\n\r\n", 400),
+        (
+            "GET / HTTP/1.1\r\nhost: echo\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: echo\r\ntransfer-encoding: x\r\n\r\n",
+            501,
+        ),
     ] {
         let mut client = Http1::connect(pair.outbound).await.unwrap();
         let reply = client.exchange(request).await.unwrap();
-        assert_eq!(reply.status, 400, "{request}");
+        assert_eq!(reply.status, status, "{request}");
         assert!(client.is_closed().await, "{request}");
     }
     assert_eq!(app.accepted(), 0, "nothing of it reached the application");
     let refused = "weft_client_requests_total{code=\"400\",reason=\"client_protocol_error\"}";
-    pair.client.until_metric(refused, |n| n == 4.0).await;
+    pair.client.until_metric(refused, |n| n == 6.0).await;
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod hostile;
 mod http;
 mod lifecycle;
 mod mtls;
+mod overload;
 mod routing;
 mod support;
 mod tcp;

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use weft_proxy::error::TABLE;
 
 /// The modules of the sidecar: each may use only those before it.
-const ORDER: [&str; 27] = [
+const ORDER: [&str; 28] = [
     "error",
     "util",
     "limits",
-    "fields",
     "memory",
+    "fields",
     "capture",
     "state",
     "body",
@@ -35,6 +35,7 @@ const ORDER: [&str; 27] = [
     "bootstrap",
     "admin",
     "app",
+    "fuzz",
 ];
 const LONGEST_FILE: usize = 800;
 

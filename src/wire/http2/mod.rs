@@ -12,6 +12,8 @@ mod tests;
 use std::time::Instant;
 
 use budget::{Account, Kind, Work};
+use crate::limits::Limits;
+
 pub use budget::{Allowance, BUDGETS, FROM_CLIENTS, FROM_SERVERS};
 
 /// Which end of the connection we are.
@@ -39,6 +41,15 @@ impl Default for Budget {
         Self {
             frame: 16_384,
             head: 65_536,
+        }
+    }
+}
+
+impl From<&Limits> for Budget {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            head: u32::try_from(limits.max_head_bytes).unwrap_or(u32::MAX),
+            ..Self::default()
         }
     }
 }
@@ -130,6 +141,8 @@ pub struct Frames {
     spoken: bool,
     block_sent: bool,
     cut: Option<Glitch>,
+    /// RST_STREAM frames received.
+    resets: u32,
 }
 
 /// A header block that was begun.
@@ -164,6 +177,7 @@ impl Frames {
             spoken: false,
             block_sent: false,
             cut: None,
+            resets: 0,
         }
     }
 
@@ -201,6 +215,12 @@ impl Frames {
     #[must_use]
     pub fn may_say_goodbye(&self) -> bool {
         self.spoken && !self.block_sent && self.outbound.is_at_border()
+    }
+
+    /// How many streams the peer has reset.
+    #[must_use]
+    pub const fn resets(&self) -> u32 {
+        self.resets
     }
 
     /// What the peer has begun and should end.
@@ -271,7 +291,10 @@ impl Frames {
             }
             HEADERS => self.take_headers(frame),
             PRIORITY | PRIORITY_UPDATE => self.spend(Kind::Priority, 1),
-            RST_STREAM => self.spend(Kind::Reset, 1),
+            RST_STREAM => {
+                self.resets = self.resets.saturating_add(1);
+                self.spend(Kind::Reset, 1)
+            }
             SETTINGS => self.spend(Kind::Settings, 1 + frame.length / 64),
             PING => self.spend(Kind::Ping, 1),
             GOAWAY => self.spend(Kind::GoAway, 1),

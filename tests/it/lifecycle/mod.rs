@@ -3,7 +3,7 @@
 
 mod drain;
 mod pod;
-mod process;
+pub(crate) mod process;
 mod restart;
 mod upgrade;
 

@@ -21,19 +21,19 @@ use crate::support::{free_port, loopback, until};
 const GET: &str = "GET / HTTP/1.1\r\nhost: echo\r\n\r\n";
 
 /// A running program; killed when dropped.
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
-    pub(super) public: SocketAddr,
+    pub(crate) public: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Process {
-    pub(super) fn start(settings: &Settings) -> Self {
+    pub(crate) fn start(settings: &Settings) -> Self {
         Self::start_with(settings, |_| {})
     }
 
     /// `more`: what else the command needs.
-    pub(super) fn start_with(settings: &Settings, more: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn start_with(settings: &Settings, more: impl FnOnce(&mut Command)) -> Self {
         let (admin, public) = (loopback(free_port()), loopback(free_port()));
         let mut command = Command::new(env!("CARGO_BIN_EXE_weft-proxy"));
         command
@@ -57,15 +57,15 @@ impl Process {
         Self { child, public, log }
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub(super) fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         send(self.pid(), signal);
     }
 
-    pub(super) async fn logged(&self, text: &str) {
+    pub(crate) async fn logged(&self, text: &str) {
         until(&format!("{text:?} in the log"), async || {
             let log = self.log.lock();
             if log.iter().any(|line| line.contains(text)) {
@@ -77,7 +77,7 @@ impl Process {
         .await;
     }
 
-    pub(super) async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         until("/ready", async || {
             match http1::try_send(self.public, "GET /ready HTTP/1.1\r\nhost: a\r\n\r\n").await {
                 Ok(reply) if reply.status == 200 => Ok(()),
@@ -88,7 +88,7 @@ impl Process {
         .await;
     }
 
-    pub(super) async fn ended(&mut self) -> ExitStatus {
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
         until("the end of the process", async || {
             match self.child.try_wait().unwrap() {
                 Some(status) => Ok(status),

@@ -1,0 +1,578 @@
+//! HOT. The byte stream of one HTTP connection, with a judge between the socket and hyper.
+//!
+//! HTTP/1: no byte of a head is passed on before the head was judged as a whole; a bad request
+//! is replaced by a marker, so that its refusal is answered, counted and logged in order, like
+//! every request. HTTP/2: bytes pass as they come, their frames are counted; a peer over its
+//! budget is sent a GOAWAY and cut.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
+
+use super::{
+    head::Refusal,
+    http1::{Expected, Requests, Responses, Resume, Step},
+    http2::{self, Frames},
+};
+use crate::io::Io;
+
+/// What is read at one time to complete a head, in bytes.
+const CHUNK: usize = 4096;
+/// The most that is read ahead of the answer to a switch of protocols, in bytes.
+const MAX_EARLY: usize = 16 * 1024;
+/// How long what a refused client still sends is read away, so that the reset that the kernel
+/// sends for unread bytes does not overtake the answer.
+const LINGER: Duration = Duration::from_millis(500);
+/// The most that is read away, in bytes.
+const MAX_LINGER: usize = 1024 * 1024;
+
+/// What a deadline counts for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Waiting {
+    /// Nothing is overdue however long it takes.
+    #[default]
+    Nothing = 0,
+    /// HTTP/1: the rest of a head. HTTP/2: the rest of a header block.
+    Head = 1,
+    /// HTTP/2: the client's preface and SETTINGS.
+    Preface = 2,
+}
+
+/// What the byte stream and those who use its connection tell each other. All of them run on
+/// one worker; the atomics are never contended.
+#[derive(Debug, Default)]
+pub struct Signals {
+    received: AtomicU64,
+    /// Streams that the peer has reset.
+    resets: AtomicU32,
+    written: AtomicU64,
+    waiting: AtomicU8,
+    /// The peer takes nothing of what waits for it.
+    blocked: AtomicBool,
+    switch: AtomicU8,
+    /// The number of the refused request on this connection, from 1.
+    refused: Mutex<Option<(u64, Refusal)>>,
+    /// Cheap to look at: whether `refused` or `cut` is set.
+    spoilt: AtomicBool,
+    /// The rule that the peer broke.
+    cut: Mutex<Option<&'static str>>,
+}
+
+/// How far a switch of protocols is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Switch {
+    None = 0,
+    /// The client has asked, and waits.
+    Asked = 1,
+    /// It did not wait.
+    Early = 2,
+    Switched = 3,
+    Stays = 4,
+}
+
+impl Signals {
+    /// Bytes received so far.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Bytes written so far.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Streams that the peer has reset so far.
+    pub fn resets(&self) -> u32 {
+        self.resets.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer has stopped to read what is written to it.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
+    }
+
+    /// What the stream waits for.
+    pub fn waiting(&self) -> Waiting {
+        match self.waiting.load(Ordering::Relaxed) {
+            1 => Waiting::Head,
+            2 => Waiting::Preface,
+            _ => Waiting::Nothing,
+        }
+    }
+
+    /// Why the request of this number, counted from 1, was refused; `None` for a good one.
+    pub fn refusal(&self, number: u64) -> Option<Refusal> {
+        if !self.spoilt.load(Ordering::Relaxed) {
+            return None;
+        }
+        let refused = self.refused.lock();
+        let (at, refusal) = refused.as_ref()?;
+        (*at == number).then_some(*refusal)
+    }
+
+    /// The rule for whose breach the connection was cut.
+    pub fn cut(&self) -> Option<&'static str> {
+        self.spoilt
+            .load(Ordering::Relaxed)
+            .then(|| *self.cut.lock())?
+    }
+
+    fn spoil(&self, rule: &'static str) -> io::Error {
+        *self.cut.lock() = Some(rule);
+        self.spoilt.store(true, Ordering::Relaxed);
+        broken(rule)
+    }
+
+    /// Says whether the protocol was switched, as the request in flight has asked. False: it
+    /// was not, but the client has sent bytes that may be of the other protocol already, so
+    /// the connection must end with the answer.
+    #[must_use]
+    pub fn answered(&self, switched: bool) -> bool {
+        let asked = self.switch.load(Ordering::Relaxed);
+        if asked != Switch::Asked as u8 && asked != Switch::Early as u8 {
+            return true;
+        }
+        if switched {
+            self.switch.store(Switch::Switched as u8, Ordering::Relaxed);
+        } else if asked == Switch::Asked as u8 {
+            self.switch.store(Switch::Stays as u8, Ordering::Relaxed);
+        }
+        switched || asked == Switch::Asked as u8
+    }
+}
+
+/// Who judges.
+#[derive(Debug)]
+enum Judge {
+    Requests(Box<Requests>),
+    Responses(Box<Responses>),
+    Frames(Box<Frames>),
+}
+
+/// A byte stream under judgement. Reading and writing are cancel safe.
+#[derive(Debug)]
+pub struct Guarded {
+    io: Io,
+    judge: Judge,
+    signals: Arc<Signals>,
+    /// Received and not passed on yet.
+    held: Vec<u8>,
+    /// How much of `held`, from its beginning, may be passed on.
+    passed: usize,
+    state: State,
+    linger: Option<(Pin<Box<Sleep>>, usize)>,
+}
+
+#[derive(Debug)]
+enum State {
+    Open,
+    /// Nothing is passed on until it is known whether the protocol switches.
+    Held,
+    /// The last request was refused, or its body has broken off; nothing follows.
+    Refused,
+    /// What was passed on breaks off here.
+    Broken(&'static str),
+    /// HTTP/2: a GOAWAY and how much of it was written.
+    Leaving(Vec<u8>, usize),
+    /// Bytes of another protocol.
+    Opaque,
+    Ended,
+}
+
+impl Guarded {
+    /// The requests of an HTTP/1 client.
+    pub fn requests(io: Io, requests: Requests, signals: Arc<Signals>) -> Self {
+        Self::new(io, Judge::Requests(Box::new(requests)), signals)
+    }
+
+    /// The answers of an HTTP/1 server. A request on a connection that was idle for long is not
+    /// written if the server has closed it meanwhile.
+    pub fn responses(io: Io, responses: Responses, signals: Arc<Signals>) -> Self {
+        Self::new(io, Judge::Responses(Box::new(responses)), signals)
+    }
+
+    /// The frames of an HTTP/2 peer.
+    pub fn frames(io: Io, frames: Frames, signals: Arc<Signals>) -> Self {
+        let waiting = frames.waiting() as u8;
+        signals.waiting.store(waiting, Ordering::Relaxed);
+        Self::new(io, Judge::Frames(Box::new(frames)), signals)
+    }
+
+    fn new(io: Io, judge: Judge, signals: Arc<Signals>) -> Self {
+        Self {
+            io,
+            judge,
+            signals,
+            held: Vec::new(),
+            passed: 0,
+            state: State::Open,
+            linger: None,
+        }
+    }
+
+    /// Gives what may be passed on; false if there is nothing.
+    fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        if self.passed == 0 {
+            return false;
+        }
+        let n = self.passed.min(buf.remaining());
+        buf.put_slice(&self.held[..n]);
+        self.held.drain(..n);
+        self.passed -= n;
+        true
+    }
+
+    /// Reads what comes next straight into the reader's buffer, judges it there, and keeps what
+    /// may not be passed on yet. True: the reader has something.
+    fn poll_straight(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<bool>> {
+        let start = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let n = buf.filled().len() - start;
+        if n == 0 {
+            return Poll::Ready(self.end().map(|()| true));
+        }
+        self.signals.received.fetch_add(n as u64, Ordering::Relaxed);
+        let (pass, step) = self.read(&buf.filled()[start..])?;
+        if pass < n {
+            self.held.extend_from_slice(&buf.filled()[start + pass..]);
+            buf.set_filled(start + pass);
+        }
+        self.take(step, 0)?;
+        Poll::Ready(Ok(pass > 0))
+    }
+
+    /// Reads on in what is held. True: the stream has ended.
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let before = self.held.len();
+        self.held.resize(before + CHUNK, 0);
+        let mut buf = ReadBuf::new(&mut self.held[before..]);
+        let polled = Pin::new(&mut self.io).poll_read(cx, &mut buf);
+        let n = buf.filled().len();
+        self.held.truncate(before + n);
+        ready!(polled)?;
+        self.signals.received.fetch_add(n as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(n == 0))
+    }
+
+    /// Judges what is held.
+    fn reconsider(&mut self) -> io::Result<()> {
+        let held = std::mem::take(&mut self.held);
+        let read = self.read(&held);
+        self.held = held;
+        let (pass, step) = read?;
+        self.passed = pass;
+        self.take(step, pass)
+    }
+
+    fn read(&mut self, bytes: &[u8]) -> io::Result<(usize, Step)> {
+        match &mut self.judge {
+            Judge::Requests(requests) => Ok(requests.read(bytes)),
+            Judge::Responses(responses) => Ok(responses.read(bytes)),
+            Judge::Frames(frames) => {
+                let judged = frames.received(bytes, Instant::now());
+                let waiting = frames.waiting() as u8;
+                self.signals.waiting.store(waiting, Ordering::Relaxed);
+                self.signals
+                    .resets
+                    .store(frames.resets(), Ordering::Relaxed);
+                match judged {
+                    Ok(()) => Ok((bytes.len(), Step::More)),
+                    Err(glitch) => {
+                        let goodbye = if frames.may_say_goodbye() {
+                            http2::goaway(frames.last_stream(), glitch.error, glitch.rule)
+                        } else {
+                            Vec::new()
+                        };
+                        let _ = self.signals.spoil(glitch.rule);
+                        self.state = State::Leaving(goodbye, 0);
+                        // Nothing of it is passed on: hyper must not answer what we cut for.
+                        Ok((0, Step::More))
+                    }
+                }
+            }
+        }
+    }
+
+    /// Acts on what a judge has said after the first `passed` bytes of what is held.
+    fn take(&mut self, step: Step, passed: usize) -> io::Result<()> {
+        let waiting = match step {
+            Step::More => Waiting::Nothing,
+            Step::Partial => Waiting::Head,
+            Step::Held => {
+                let early = if self.held.len() > passed {
+                    Switch::Early
+                } else {
+                    Switch::Asked
+                };
+                self.signals.switch.store(early as u8, Ordering::Relaxed);
+                self.state = State::Held;
+                Waiting::Nothing
+            }
+            Step::Refused(refusal) => {
+                let Judge::Requests(requests) = &self.judge else {
+                    return Err(self.signals.spoil(refusal.rule));
+                };
+                self.held.truncate(passed);
+                self.held.extend_from_slice(&requests.marker());
+                self.passed = self.held.len();
+                let refused = Some((requests.heads(), refusal));
+                *self.signals.refused.lock() = refused;
+                self.signals.spoilt.store(true, Ordering::Relaxed);
+                self.state = State::Refused;
+                Waiting::Nothing
+            }
+            Step::Broken(refusal) => {
+                // Said once: who reads the body ends it, and then waits for the answer to end.
+                self.passed = passed;
+                self.state = State::Broken(refusal.rule);
+                Waiting::Nothing
+            }
+        };
+        if !matches!(self.judge, Judge::Frames(_)) {
+            self.signals.waiting.store(waiting as u8, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The peer has said all that it will.
+    fn end(&mut self) -> io::Result<()> {
+        match (&self.judge, &self.state) {
+            (Judge::Responses(responses), State::Open) => {
+                responses.end().map_err(|refusal| broken_off(refusal.rule))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// While nobody knows whether the protocol switches: notices that the client leaves, and
+    /// what it sends too early.
+    fn poll_early(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let switch = self.signals.switch.load(Ordering::Relaxed);
+            if switch == Switch::Switched as u8 {
+                self.state = State::Opaque;
+                self.passed = self.held.len();
+                return Poll::Ready(Ok(()));
+            }
+            if switch == Switch::Stays as u8 {
+                if let Judge::Requests(requests) = &mut self.judge {
+                    requests.resume(Resume::Http);
+                }
+                self.signals
+                    .switch
+                    .store(Switch::None as u8, Ordering::Relaxed);
+                self.state = State::Open;
+                return Poll::Ready(self.reconsider());
+            }
+            if self.held.len() >= MAX_EARLY {
+                // Who knows the answer polls again.
+                return Poll::Pending;
+            }
+            if ready!(self.poll_held(cx))? {
+                self.state = State::Ended;
+                return Poll::Ready(Ok(()));
+            }
+            let early = Switch::Early as u8;
+            self.signals.switch.store(early, Ordering::Relaxed);
+        }
+    }
+
+    /// Says goodbye as far as the peer takes it, and ends.
+    fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let State::Leaving(goodbye, written) = &mut self.state else {
+            return Poll::Ready(broken("ended"));
+        };
+        while *written < goodbye.len() {
+            match Pin::new(&mut self.io).poll_write(cx, &goodbye[*written..]) {
+                Poll::Ready(Ok(n)) if n > 0 => *written += n,
+                // One that does not even read has no need to know.
+                _ => break,
+            }
+        }
+        let _ = Pin::new(&mut self.io).poll_flush(cx);
+        self.state = State::Ended;
+        Poll::Ready(broken(self.signals.cut().unwrap_or("cut")))
+    }
+
+    /// Whether the client may still be sending what nobody will read.
+    fn lingers(&self) -> bool {
+        match &self.judge {
+            Judge::Requests(requests) => {
+                matches!(self.state, State::Refused | State::Held) || requests.is_within()
+            }
+            Judge::Responses(_) | Judge::Frames(_) => false,
+        }
+    }
+
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (sleep, left) = self
+            .linger
+            .get_or_insert_with(|| (Box::pin(tokio::time::sleep(LINGER)), MAX_LINGER));
+        let mut waste = [0; CHUNK];
+        loop {
+            let mut buf = ReadBuf::new(&mut waste);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() && *left > 0 => {
+                    *left = left.saturating_sub(buf.filled().len());
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return sleep.as_mut().poll(cx),
+            }
+        }
+    }
+
+    /// Whether the request whose first bytes these are may be written.
+    fn begins(&self, expected: &Expected) -> io::Result<()> {
+        if expected.touch() && self.io.is_closed() {
+            expected.untouched();
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        Ok(())
+    }
+
+    fn wrote(&mut self, polled: &Poll<io::Result<usize>>) {
+        match polled {
+            Poll::Ready(Ok(n)) => {
+                self.signals.written.fetch_add(*n as u64, Ordering::Relaxed);
+                self.signals.blocked.store(false, Ordering::Relaxed);
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.signals.blocked.store(true, Ordering::Relaxed),
+        }
+    }
+}
+
+fn broken(rule: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, rule)
+}
+
+fn broken_off(rule: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, rule)
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if this.give(buf) {
+                return Poll::Ready(Ok(()));
+            }
+            match this.state {
+                State::Open if this.held.is_empty() => {
+                    if ready!(this.poll_straight(cx, buf))? {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                State::Open => {
+                    if ready!(this.poll_held(cx))? {
+                        // In the middle of a head: the reader sees an end between two.
+                        this.end()?;
+                        return Poll::Ready(Ok(()));
+                    }
+                    this.reconsider()?;
+                }
+                State::Held => ready!(this.poll_early(cx))?,
+                State::Broken(rule) => {
+                    this.state = match this.judge {
+                        Judge::Requests(_) => State::Refused,
+                        Judge::Responses(_) | Judge::Frames(_) => State::Ended,
+                    };
+                    return Poll::Ready(Err(this.signals.spoil(rule)));
+                }
+                // The answer ends the connection.
+                State::Refused => return Poll::Pending,
+                State::Leaving(..) => return Poll::Ready(Err(ready!(this.poll_leave(cx)))),
+                State::Opaque => {
+                    let before = buf.filled().len();
+                    ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+                    let n = buf.filled().len() - before;
+                    this.signals.received.fetch_add(n as u64, Ordering::Relaxed);
+                    return Poll::Ready(Ok(()));
+                }
+                State::Ended => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if let Judge::Responses(responses) = &this.judge {
+            this.begins(responses.expected())?;
+        }
+        let polled = Pin::new(&mut this.io).poll_write(cx, buf);
+        if let (Judge::Frames(frames), Poll::Ready(Ok(n))) = (&mut this.judge, &polled) {
+            frames.sent(&buf[..*n]);
+        }
+        this.wrote(&polled);
+        polled
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if let Judge::Responses(responses) = &this.judge {
+            this.begins(responses.expected())?;
+        }
+        let polled = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        if let (Judge::Frames(frames), Poll::Ready(Ok(n))) = (&mut this.judge, &polled) {
+            let mut left = *n;
+            for buf in bufs {
+                let of = left.min(buf.len());
+                frames.sent(&buf[..of]);
+                left -= of;
+            }
+        }
+        this.wrote(&polled);
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let polled = ready!(Pin::new(&mut this.io).poll_shutdown(cx));
+        if polled.is_ok() && this.lingers() {
+            ready!(this.poll_linger(cx));
+        }
+        Poll::Ready(polled)
+    }
+}

@@ -46,6 +46,13 @@ pub(crate) fn memory(pid: u32) -> Result<Memory> {
     parse_smaps(&text).context(format!("{path} is not understood"))
 }
 
+/// The most that the process has had in memory so far, in bytes.
+pub(crate) fn peak(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).context(&path)?;
+    kilobytes(&text, "VmHWM").context(format!("{path} is not understood"))
+}
+
 /// The time of all processors so far.
 pub(crate) fn machine() -> Result<Machine> {
     let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
@@ -62,16 +69,18 @@ fn parse_schedstat(text: &str) -> Option<Duration> {
 }
 
 fn parse_smaps(text: &str) -> Option<Memory> {
-    let field = |name: &str| -> Option<u64> {
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
-    };
     Some(Memory {
-        rss: field("Rss")?,
-        private_dirty: field("Private_Dirty")?,
+        rss: kilobytes(text, "Rss")?,
+        private_dirty: kilobytes(text, "Private_Dirty")?,
     })
+}
+
+/// The bytes of a line `name: n kB`.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// `cpu user nice system idle iowait irq softirq steal ..`
@@ -138,6 +147,7 @@ mod tests {
     fn this_process_can_be_read() {
         let pid = std::process::id();
         assert!(memory(pid).unwrap().rss > 0);
+        assert!(peak(pid).unwrap() > 0);
         let before = cpu(pid).unwrap();
         let mut x = 0_u64;
         while cpu(pid).unwrap() == before {

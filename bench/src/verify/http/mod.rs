@@ -2,7 +2,19 @@
 //! could take differently, and what well-behaved ones send arrives as it was. Peers are
 //! those of `weft-kit`, sidecars are real processes.
 
+mod authority;
+mod bytes;
+mod cost;
+mod descriptors;
+mod echo;
 mod framing;
+mod lanes;
+mod memory;
+mod pair;
+mod puppet;
+mod replies;
+mod slow;
+mod trial;
 
 use super::{Cases, Group as AnyGroup, Setting};
 use crate::error::Result;
@@ -30,4 +42,10 @@ macro_rules! groups {
 
 groups! {
     Framing: framing, "framing";
+    Authority: authority, "authority";
+    Replies: replies, "replies";
+    Slow: slow, "slow";
+    Descriptors: descriptors, "descriptors";
+    Memory: memory, "memory";
+    Bytes: bytes, "bytes";
 }

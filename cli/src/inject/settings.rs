@@ -712,7 +712,7 @@ annotations: {linkerd.io/inject: enabled, notistio.io/x: y, weft.dev/cpu: 10m}";
     #[test]
     fn what_inject_sets_are_settings_of_the_sidecar() {
         for name in OWN {
-            let known = bootstrap::names().any(|setting| setting == name);
+            let known = bootstrap::names().any(|setting| setting == *name);
             assert!(known, "WEFT_PROXY_{name} is no setting of the sidecar");
         }
     }

@@ -5,7 +5,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use std::sync::Arc;
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU64, Ordering},
+};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -14,7 +17,12 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 
-use crate::util::Gate;
+use crate::{
+    error::Reason,
+    fields::{self, Sender, Violation},
+    limits::Limits,
+    util::Gate,
+};
 
 /// A request or response body.
 #[derive(Debug, Default)]
@@ -24,13 +32,88 @@ pub enum Body {
     Empty,
     /// One buffer, made here.
     Full(Bytes),
-    /// What the other side sends, and where its bytes are counted.
-    Incoming(Incoming, Option<IntCounter>),
+    /// What the other side sends.
+    Incoming(Source),
     /// A request body that is not asked for until the upstream wants it
     /// (`Expect: 100-continue`): polling it makes hyper send `100 Continue` downstream.
-    Gated(Incoming, Option<IntCounter>, Gate),
+    Gated(Source, Gate),
     /// A request body that can be read again from its beginning, as long as the tape holds it.
     Taped(Reader),
+}
+
+/// Why a body breaks off.
+#[derive(Debug, thiserror::Error)]
+pub enum Interrupted {
+    /// Its sender broke off, or it was malformed.
+    #[error("the body broke off")]
+    Peer(#[from] hyper::Error),
+    /// It breaks a rule, as [`Rules::broken`] says.
+    #[error("the body breaks a rule")]
+    Refused,
+}
+
+/// What a request body is held to on its way, and what came of it. Shared by the body and by
+/// who answers for it.
+#[derive(Debug)]
+pub struct Rules {
+    limits: Arc<Limits>,
+    bytes: AtomicU64,
+    broken: OnceLock<Violation>,
+}
+
+impl Rules {
+    /// The rule that the body has broken.
+    pub fn broken(&self) -> Option<&Violation> {
+        self.broken.get()
+    }
+
+    fn judge(&self, frame: &mut Frame<Bytes>) -> Result<(), Violation> {
+        let most = self.limits.max_body_bytes;
+        if let Some(trailers) = frame.trailers_mut() {
+            fields::trailers(trailers, Sender::Client, &self.limits)?;
+        } else if let (Some(data), 1..) = (frame.data_ref(), most) {
+            let length = data.len() as u64;
+            let bytes = self.bytes.fetch_add(length, Ordering::Relaxed) + length;
+            if bytes > most {
+                let words = format_args!("more than {most} bytes");
+                return Err(Violation::new(
+                    Reason::BodyTooLarge,
+                    "body_too_large",
+                    words,
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The body of a message that hyper reads.
+#[derive(Debug)]
+pub struct Source {
+    incoming: Incoming,
+    /// Where its bytes are counted.
+    counter: Option<IntCounter>,
+    rules: Option<Arc<Rules>>,
+}
+
+impl Source {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
+        let mut polled = Pin::new(&mut self.incoming)
+            .poll_frame(cx)
+            .map_err(Interrupted::Peer);
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled {
+            if let (Some(counter), Some(data)) = (&self.counter, frame.data_ref()) {
+                counter.inc_by(data.len() as u64);
+            }
+            if let Some(rules) = &self.rules
+                && let Err(violation) = rules.judge(frame)
+            {
+                let _ = rules.broken.set(violation);
+                return Poll::Ready(Some(Err(Interrupted::Refused)));
+            }
+        }
+        polled
+    }
 }
 
 /// The most of a request body that is held to be sent again, in bytes.
@@ -40,8 +123,7 @@ const MAX_TAPE: usize = 64 * 1024;
 /// lock is taken for each frame and never contended: of several readers only the last reads.
 #[derive(Debug)]
 struct Tape {
-    incoming: Incoming,
-    counter: Option<IntCounter>,
+    source: Source,
     /// From the beginning; empty once it is not held any more.
     held: Vec<Held>,
     bytes: usize,
@@ -129,7 +211,7 @@ impl Reader {
                 Held::Trailers(trailers) => Frame::trailers(trailers),
             })));
         }
-        let polled = poll_counted(&mut tape.incoming, tape.counter.as_ref(), cx);
+        let polled = tape.source.poll(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             tape.hold(frame);
             self.next += 1;
@@ -139,7 +221,7 @@ impl Reader {
 
     fn is_end_stream(&self) -> bool {
         let tape = self.tape.lock();
-        tape.ahead(self.next).is_empty() && tape.incoming.is_end_stream()
+        tape.ahead(self.next).is_empty() && tape.source.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -148,7 +230,7 @@ impl Reader {
             Held::Data(data) => data.len() as u64,
             Held::Trailers(_) => 0,
         });
-        let (ahead, rest) = (bytes.sum::<u64>(), tape.incoming.size_hint());
+        let (ahead, rest) = (bytes.sum::<u64>(), tape.source.incoming.size_hint());
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower() + ahead);
         if let Some(upper) = rest.upper() {
@@ -159,13 +241,44 @@ impl Reader {
 }
 
 impl Body {
-    /// The body of a message that hyper read; an empty one costs nothing later.
+    /// The body of an answer; an empty one costs nothing later.
     #[must_use]
-    pub fn incoming(incoming: Incoming, bytes: Option<IntCounter>) -> Self {
+    pub fn answer(incoming: Incoming) -> Self {
         if incoming.is_end_stream() {
-            Self::Empty
-        } else {
-            Self::Incoming(incoming, bytes)
+            return Self::Empty;
+        }
+        Self::Incoming(Source {
+            incoming,
+            counter: None,
+            rules: None,
+        })
+    }
+
+    /// The body of a request, and what it is held to; nothing if it is empty.
+    #[must_use]
+    pub fn request(incoming: Incoming, limits: &Arc<Limits>) -> (Self, Option<Arc<Rules>>) {
+        if incoming.is_end_stream() {
+            return (Self::Empty, None);
+        }
+        let rules = Arc::new(Rules {
+            limits: limits.clone(),
+            bytes: AtomicU64::new(0),
+            broken: OnceLock::new(),
+        });
+        let body = Self::Incoming(Source {
+            incoming,
+            counter: None,
+            rules: Some(rules.clone()),
+        });
+        (body, Some(rules))
+    }
+
+    /// Not asked for until the gate is open.
+    #[must_use]
+    pub fn gated(self, gate: Gate) -> Self {
+        match self {
+            Self::Incoming(source) => Self::Gated(source, gate),
+            other => other,
         }
     }
 }
@@ -176,10 +289,9 @@ impl Body {
     pub fn tape(&mut self) -> Option<Rewind> {
         match std::mem::take(self) {
             Self::Empty => Some(Rewind(None)),
-            Self::Incoming(incoming, counter) => {
+            Self::Incoming(source) => {
                 let tape = Arc::new(Mutex::new(Tape {
-                    incoming,
-                    counter,
+                    source,
                     held: Vec::new(),
                     bytes: 0,
                     holding: true,
@@ -206,31 +318,31 @@ impl Body {
 
     /// Counts the bytes of a body that is read from the other side.
     pub fn count(&mut self, counter: Option<IntCounter>) {
-        if let Self::Incoming(_, bytes) = self {
-            *bytes = counter;
+        if let Self::Incoming(source) = self {
+            source.counter = counter;
         }
     }
 }
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Interrupted;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
-            Self::Incoming(incoming, bytes) => poll_counted(incoming, bytes.as_ref(), cx),
+            Self::Incoming(source) => source.poll(cx),
             Self::Taped(reader) => reader.poll(cx),
-            Self::Gated(incoming, bytes, gate) => {
+            Self::Gated(source, gate) => {
                 ready!(gate.poll_open(cx));
-                poll_counted(incoming, bytes.as_ref(), cx)
+                source.poll(cx)
             }
         }
     }
@@ -239,7 +351,7 @@ impl HttpBody for Body {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_empty(),
-            Self::Incoming(incoming, _) | Self::Gated(incoming, ..) => incoming.is_end_stream(),
+            Self::Incoming(source) | Self::Gated(source, _) => source.incoming.is_end_stream(),
             Self::Taped(reader) => reader.is_end_stream(),
         }
     }
@@ -248,24 +360,10 @@ impl HttpBody for Body {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Incoming(incoming, _) | Self::Gated(incoming, ..) => incoming.size_hint(),
+            Self::Incoming(source) | Self::Gated(source, _) => source.incoming.size_hint(),
             Self::Taped(reader) => reader.size_hint(),
         }
     }
 }
 
-type Polled = Poll<Option<Result<Frame<Bytes>, hyper::Error>>>;
-
-fn poll_counted(
-    incoming: &mut Incoming,
-    bytes: Option<&IntCounter>,
-    cx: &mut Context<'_>,
-) -> Polled {
-    let polled = Pin::new(incoming).poll_frame(cx);
-    if let (Poll::Ready(Some(Ok(frame))), Some(bytes)) = (&polled, bytes)
-        && let Some(data) = frame.data_ref()
-    {
-        bytes.inc_by(data.len() as u64);
-    }
-    polled
-}
+type Polled = Poll<Option<Result<Frame<Bytes>, Interrupted>>>;

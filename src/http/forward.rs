@@ -24,7 +24,7 @@ use super::{
     tunnel,
 };
 use crate::{
-    body::Body,
+    body::{Body, Rules},
     cluster::{Cluster, Pick},
     config::{AppProtocol, Forward, HostRewrite, HttpProtocol, RequestKey, Route, RouteAction},
     error::{Error, Reason},
@@ -88,6 +88,8 @@ struct Exchange {
     active: ActiveGuard,
     /// Until it is sent.
     request: Option<Request<Body>>,
+    /// What its body is held to.
+    rules: Option<Arc<Rules>>,
     /// The client's version.
     version: Version,
     deadline: Option<Instant>,
@@ -128,12 +130,15 @@ impl Exchange {
             handed_over: false,
             log: connection.worker.shared.log.clone(),
         };
+        let (parts, body) = req.into_parts();
+        let (body, rules) = Body::request(body, &connection.worker.shared.limits);
         Self {
             connection: connection.clone(),
             info: Box::new(info),
             active: connection.pulse.request(),
-            version: req.version(),
-            request: Some(req.map(|body| Body::incoming(body, None))),
+            version: parts.version,
+            request: Some(Request::from_parts(parts, body)),
+            rules,
             deadline: None,
             room: None,
         }
@@ -144,6 +149,13 @@ impl Exchange {
         let metrics = &self.connection.worker.shared.metrics;
         metrics.http_violation("downstream", rule);
         Error::new(reason, rule)
+    }
+
+    /// The request's body breaks a rule; that is counted.
+    fn refused_body(&self, violation: &Violation) -> Error {
+        let metrics = &self.connection.worker.shared.metrics;
+        metrics.http_violation("downstream", violation.rule);
+        violation.error.clone()
     }
 
     /// The request as it came; only before it is prepared.
@@ -500,7 +512,11 @@ impl Exchange {
                     }
                     return Ok((pick, response, lease));
                 }
-                Err(error) => {
+                Err(mut error) => {
+                    if let Some(violation) = self.rules.as_ref().and_then(|rules| rules.broken()) {
+                        error = self.refused_body(violation);
+                        self.request = None;
+                    }
                     if error.reason.blames_endpoint() {
                         pick.failed();
                     }
@@ -610,7 +626,7 @@ impl Exchange {
         let (mut parts, incoming) = response.into_parts();
         // Ours towards the client, whatever the server spoke.
         parts.version = Version::HTTP_11;
-        let response = Response::from_parts(parts, Body::incoming(incoming, None));
+        let response = Response::from_parts(parts, Body::answer(incoming));
         Ok((response, Some((pick, self.connection.worker.id, lease))))
     }
 
@@ -698,6 +714,7 @@ impl Exchange {
             info: self.info,
             upstream,
             deadline,
+            limits: self.connection.worker.shared.limits.clone(),
             room: self.room,
             held: 0,
             _active: self.active,
@@ -708,16 +725,13 @@ impl Exchange {
 
 /// Holds the body back until the server asks for it.
 fn wait_for_continue(request: &mut Request<Body>, body: Body) -> Body {
-    let Body::Incoming(incoming, bytes) = body else {
-        return body;
-    };
     let (gate, opener) = Gate::new(EXPECT_TIMEOUT);
     hyper::ext::on_informational(request, move |response| {
         if response.status() == StatusCode::CONTINUE {
             opener.open();
         }
     });
-    Body::Gated(incoming, bytes, gate)
+    body.gated(gate)
 }
 
 fn no_endpoints(cluster: &Cluster) -> Error {

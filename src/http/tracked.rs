@@ -4,6 +4,7 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -18,9 +19,11 @@ use super::{
     stall,
 };
 use crate::{
-    body::Body,
+    body::{Body, Interrupted},
     cluster::Pick,
-    error::Reason,
+    error::{Error, Reason},
+    fields::{self, Sender},
+    limits::Limits,
     memory::Charge,
     telemetry::StreamInfo,
     upstream::{Lease, reason_of},
@@ -40,6 +43,8 @@ pub(super) struct Stream {
     pub(super) upstream: Option<(Pick, usize, Lease)>,
     /// When the request's time is up.
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
+    /// What trailers are held to.
+    pub(super) limits: Arc<Limits>,
     /// What the stream takes of the process's memory.
     pub(super) room: Option<Charge>,
     /// Bytes of the last frame, which may wait for the client until it asks for the next.
@@ -139,7 +144,13 @@ impl HttpBody for Tracked {
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         stall::asked(matches!(polled, Poll::Ready(Some(Ok(_)))));
         match ready!(polled) {
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut()
+                    && let Err(violation) =
+                        fields::trailers(trailers, Sender::Server, &stream.limits)
+                {
+                    return this.broken(violation.error.reason, violation.error.detail);
+                }
                 if let Some(data) = frame.data_ref() {
                     stream.info.bytes_out += data.len() as u64;
                     stream.hold(data.len());
@@ -154,7 +165,10 @@ impl HttpBody for Tracked {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                let error = reason_of(&error);
+                let error = match error {
+                    Interrupted::Peer(error) => reason_of(&error),
+                    Interrupted::Refused => Error::new(Reason::Internal, "held to no rule"),
+                };
                 this.broken(
                     error.reason,
                     format!("while the response streamed: {}", error.detail),

@@ -32,8 +32,6 @@ use crate::{
     worker::Worker,
 };
 
-/// A client of an mTLS port that says nothing for this long is cut.
-const FIRST_BYTE: Duration = Duration::from_secs(10);
 /// How long a client that is refused may take to show that it would understand why.
 const REFUSED: Duration = Duration::from_secs(1);
 
@@ -70,6 +68,11 @@ impl Context {
             destination,
             source,
         });
+    }
+
+    /// How long a client of an mTLS port may say nothing.
+    fn first_byte(&self) -> Duration {
+        self.worker.shared.limits.first_byte_timeout
     }
 
     pub(super) fn count_detection(&self, protocol: AppProtocol) {
@@ -184,7 +187,8 @@ async fn secured(context: &Context, tcp: TcpStream) -> Result<(), Error> {
     }
     let mut first = [0];
     let peek = unless_closing(&context.worker, tcp.peek(&mut first));
-    let n = match tokio::time::timeout(FIRST_BYTE, peek).await {
+    let patience = context.first_byte();
+    let n = match tokio::time::timeout(patience, peek).await {
         // A check that the port is open.
         Ok(Ok(0)) if !permissive => {
             return Err(Error::new(Reason::ClientClosed, "closed before a byte"));
@@ -193,7 +197,8 @@ async fn secured(context: &Context, tcp: TcpStream) -> Result<(), Error> {
         Ok(Err(error)) => return Err(error),
         Err(_) => {
             context.count_detected("timeout");
-            return Err(Error::new(Reason::ClientClosed, "no byte in 10 s"));
+            let words = format!("no byte in {patience:?}");
+            return Err(Error::new(Reason::ClientClosed, words));
         }
     };
     let is_tls = n == 1 && first[0] == 0x16;
@@ -232,7 +237,7 @@ async fn plaintext_on_strict(context: &Context, tcp: TcpStream) -> Result<(), Er
     let port = context.port();
     let mut probes = context.worker.shared.probes.iter();
     if let Some(http) = http.filter(|_| probes.any(|(of, _)| *of == port)) {
-        let detecting = tokio::time::timeout(FIRST_BYTE, detect::read(tcp.into()));
+        let detecting = tokio::time::timeout(context.first_byte(), detect::read(tcp.into()));
         return match unless_closing(&context.worker, async { Ok(detecting.await) }).await? {
             Ok(Ok((io, Detected::Http1))) => {
                 let probing = Context {
@@ -254,7 +259,8 @@ async fn plaintext_on_strict(context: &Context, tcp: TcpStream) -> Result<(), Er
     }
     let metrics = &context.worker.shared.metrics;
     metrics.tls_handshake(context.listener.side(), Err(Reason::IdentityRequired));
-    refuse_within(context, tcp, Reason::IdentityRequired, FIRST_BYTE).await
+    let patience = context.first_byte();
+    refuse_within(context, tcp, Reason::IdentityRequired, patience).await
 }
 
 /// Ends a connection; a client that speaks HTTP/1 is told why.

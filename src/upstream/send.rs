@@ -11,7 +11,7 @@ use super::{
     pool::{Lease, Pool},
 };
 use crate::{
-    body::{Body, Rewind},
+    body::{Body, Interrupted, Rewind},
     error::{Error, Reason, chain_text},
     wire::{Asked, Expected},
 };
@@ -212,7 +212,7 @@ pub fn reason_of(error: &hyper::Error) -> Error {
     // The request body broke off, and it comes from the client. Not so the other error of
     // this kind: the connection ended while the request waited, and its cause is a text.
     let from_body = std::error::Error::source(error)
-        .is_some_and(|cause| cause.is::<hyper::Error>() || cause.is::<std::io::Error>());
+        .is_some_and(|cause| cause.is::<Interrupted>() || cause.is::<std::io::Error>());
     if error.is_user() && from_body {
         return Error::new(client_reason(error), text);
     }
@@ -466,7 +466,7 @@ mod tests {
                 parts.uri = target(uri, Protocol::Http2, Some("a")).unwrap();
                 parts.version = Version::HTTP_2;
                 parts.headers.clear();
-                let req = Request::from_parts(parts, Body::incoming(body, None));
+                let req = Request::from_parts(parts, Body::request(body, &Arc::default()).0);
                 let sent = send(&connector, &dest, &pool, Protocol::Http2, &mut Some(req)).await;
                 Ok::<_, String>(match sent {
                     Ok((response, lease)) => {

@@ -168,3 +168,49 @@ async fn a_probe_carries_nothing_but_its_question() {
         assert_eq!(client.exchange(request).await.unwrap().outcome(), expected);
     }
 }
+
+#[tokio::test]
+async fn a_body_is_held_to_its_limit_however_it_comes() {
+    let app = app::echo("echo").await;
+    let workload = Workload::new("echo").serves(&app);
+    let documents = service("echo", "app: echo", Some("http")) + &workload.yaml();
+    let mesh = Mesh::strict(&documents).await;
+    let mut settings = settings(&workload, &mesh.token(&workload), mesh.control);
+    settings.insert("MAX_BODY_BYTES".to_owned(), "8".to_owned());
+    let sidecar = Sidecar::start(&settings).await.unwrap();
+    sidecar.ready().await;
+    let head = "POST / HTTP/1.1\r\nhost: echo\r\n";
+    let refused = (413, "body_too_large");
+    for (rest, expected) in [
+        ("content-length: 8\r\n\r\n12345678", (200, "")),
+        ("content-length: 9\r\n\r\n123456789", refused),
+        (
+            "transfer-encoding: chunked\r\n\r\n4\r\n1234\r\n4\r\n5678\r\n0\r\n\r\n",
+            (200, ""),
+        ),
+        (
+            "transfer-encoding: chunked\r\n\r\n4\r\n1234\r\n5\r\n56789\r\n0\r\n\r\n",
+            refused,
+        ),
+    ] {
+        let reply = send(workload.outbound, &format!("{head}{rest}")).await;
+        assert_eq!(reply.outcome(), expected, "{rest}");
+    }
+    let broken = "weft_http_violations_total{peer=\"downstream\",rule=\"body_too_large\"}";
+    sidecar.until_metric(broken, |n| n == 2.0).await;
+}
+
+#[tokio::test]
+async fn trailers_say_nothing_that_belongs_in_a_head() {
+    let app = app::echo("echo").await;
+    let pair = pair(Some("http"), &app).await;
+    let reply = send(
+        pair.outbound,
+        "POST / HTTP/1.1\r\nhost: echo\r\nte: trailers\r\n\
+         trailer: x-sum, authorization, content-length\r\ntransfer-encoding: chunked\r\n\r\n\
+         3\r\nabc\r\n0\r\nx-sum: 7\r\nauthorization: me\r\ncontent-length: 9\r\n\r\n",
+    )
+    .await;
+    assert_eq!((reply.status, reply.text()), (200, "abc".to_owned()));
+    assert_eq!(reply.trailers, [("x-sum".to_owned(), "7".to_owned())]);
+}

@@ -2,7 +2,7 @@
 //! are not who they should be.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -16,7 +16,7 @@ use weft_certs::{SpiffeId, SvidVerifier, SystemClock, WorkloadCert, tls};
 use crate::support::app;
 use crate::support::http1::get;
 use crate::support::http2;
-use crate::support::mesh::{Mesh, Pair, Sidecar, Workload, pair, service};
+use crate::support::mesh::{Mesh, Pair, Sidecar, Workload, pair, service, settings};
 use crate::support::soon;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -326,4 +326,40 @@ async fn a_service_account_that_the_document_does_not_name_gets_no_configuration
         why.contains("is of spiffe://test.mesh/ns/test/sa/mallory"),
         "{why}"
     );
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_get_to_the_point_is_cut() {
+    let app = app::echo("echo").await;
+    let workload = Workload::new("echo").serves(&app);
+    let documents = service("echo", "app: echo", Some("http")) + &workload.yaml();
+    let mesh = Mesh::strict(&documents).await;
+    let mut settings = settings(&workload, &mesh.token(&workload), mesh.control);
+    settings.insert("FIRST_BYTE_TIMEOUT".to_owned(), "1".to_owned());
+    settings.insert("HANDSHAKE_TIMEOUT".to_owned(), "2".to_owned());
+    let sidecar = Sidecar::start(&settings).await.unwrap();
+    sidecar.ready().await;
+    // Nothing at all, and a TLS record that does not go on.
+    for (said, seconds, counted) in [
+        (
+            &b""[..],
+            1,
+            "weft_protocol_detections_total{protocol=\"timeout\"}",
+        ),
+        (
+            b"\x16\x03\x01\x02\x00\x01",
+            2,
+            "weft_tls_handshakes_total{side=\"server\",result=\"tls_failed\"}",
+        ),
+    ] {
+        let mut tcp = TcpStream::connect(workload.inbound()).await.unwrap();
+        tcp.write_all(said).await.unwrap();
+        let started = Instant::now();
+        // A reset is an end as well.
+        let _ = soon("the cut", tcp.read_to_end(&mut Vec::new())).await;
+        let waited = started.elapsed();
+        let wanted = Duration::from_millis(seconds * 1000 - 100)..Duration::from_secs(seconds + 3);
+        assert!(wanted.contains(&waited), "{waited:?} after {said:?}");
+        sidecar.until_metric(counted, |n| n == 1.0).await;
+    }
 }

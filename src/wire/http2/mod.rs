@@ -11,8 +11,8 @@ mod tests;
 
 use std::time::Instant;
 
-use budget::{Account, Kind, Work};
 use crate::limits::Limits;
+use budget::{Account, Kind, Work};
 
 pub use budget::{Allowance, BUDGETS, FROM_CLIENTS, FROM_SERVERS};
 

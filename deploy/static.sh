@@ -27,6 +27,8 @@ if [ "$(uname -m)" != "$machine" ]; then
     upper=$(echo "$triple" | tr 'a-z-' 'A-Z_')
     export "CC_${triple//-/_}=$compiler" "CARGO_TARGET_${upper}_LINKER=$compiler"
 fi
+# Kernels of arm64 may have pages of 64 KiB; the allocator must know the largest when it is built.
+[ "$machine" = x86_64 ] || export JEMALLOC_SYS_WITH_LG_PAGE=16
 # Static with glibc: names are resolved by its own files and dns, which are built in.
 export RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static --remap-path-prefix=$PWD=/src --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
 cargo build --locked --profile dist --target "$triple" -p weft-proxy -p weft-control

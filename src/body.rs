@@ -192,6 +192,13 @@ impl Tape {
         }
     }
 
+    /// A body that broke off is never sent again: the error was said, and what is held of it
+    /// would look whole.
+    fn broke_off(&mut self) {
+        self.holding = false;
+        self.held = Vec::new();
+    }
+
     /// What is held and was not read by a reader that will read `next`.
     fn ahead(&self, next: usize) -> &[Held] {
         self.held.get(next..).unwrap_or_default()
@@ -212,9 +219,13 @@ impl Reader {
             })));
         }
         let polled = tape.source.poll(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
-            tape.hold(frame);
-            self.next += 1;
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                tape.hold(frame);
+                self.next += 1;
+            }
+            Poll::Ready(Some(Err(_))) => tape.broke_off(),
+            Poll::Ready(None) | Poll::Pending => {}
         }
         polled
     }
@@ -367,3 +378,63 @@ impl HttpBody for Body {
 }
 
 type Polled = Poll<Option<Result<Frame<Bytes>, Interrupted>>>;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::Response;
+    use http_body_util::{BodyExt, Empty};
+    use hyper::{server::conn::http1, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use tokio::{io::AsyncWriteExt, sync::mpsc};
+
+    use super::Body;
+    use crate::limits::Limits;
+
+    /// The body of a request whose bytes after the head are these.
+    async fn body(bytes: &'static [u8]) -> Body {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let (bodies, mut came) = mpsc::channel(1);
+        let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            let bodies = bodies.clone();
+            async move {
+                let _ = bodies.send(request.into_body()).await;
+                // The connection stays until the body is read.
+                bodies.closed().await;
+                Ok::<_, std::convert::Infallible>(Response::new(Empty::<bytes::Bytes>::new()))
+            }
+        });
+        tokio::spawn(async move {
+            let serving = http1::Builder::new().serve_connection(TokioIo::new(server), service);
+            let _ = serving.await;
+        });
+        let head = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+        client.write_all(head).await.unwrap();
+        client.write_all(bytes).await.unwrap();
+        drop(client);
+        let incoming = came.recv().await.unwrap();
+        tokio::spawn(async move { came.recv().await });
+        Body::request(incoming, &Arc::new(Limits::default())).0
+    }
+
+    #[tokio::test]
+    async fn what_is_taped_can_be_read_again() {
+        let mut first = body(b"3\r\nabc\r\n0\r\n\r\n").await;
+        let rewind = first.tape().unwrap();
+        assert_eq!(first.collect().await.unwrap().to_bytes(), "abc");
+        let second = rewind.body().unwrap();
+        assert_eq!(second.collect().await.unwrap().to_bytes(), "abc");
+    }
+
+    /// Read again, it would be what came before it broke off, with an end.
+    #[tokio::test]
+    async fn what_broke_off_cannot_be_read_again() {
+        for bytes in [&b"3\r\nabc\r\nbad"[..], b"bad\r\n", b"3\r\nab"] {
+            let mut first = body(bytes).await;
+            let rewind = first.tape().unwrap();
+            first.collect().await.unwrap_err();
+            assert!(rewind.body().is_none(), "{bytes:?}");
+        }
+    }
+}

@@ -692,13 +692,19 @@ impl Exchange {
         let asked = self.info.handed_over || self.info.method == Method::CONNECT;
         let tunnel = asked && response.status().is_success();
         let unclear = !self.connection.pulse.signals.answered(switched || tunnel);
+        // Whoever sends what is refused is not heard any further.
+        let refused = upstream.is_none() && self.info.reason.is_of_the_client();
         // `Connection` of a switch says `upgrade`, and there is no next request to send away.
-        if self.version < Version::HTTP_2 && (draining || unclear) && !switched {
+        if self.version < Version::HTTP_2 && (draining || unclear || refused) && !switched {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
         }
         self.active.drop_head();
         self.info.code = response.status().as_u16();
+        if refused && self.info.reason == Reason::ClientClosed && !self.info.is_grpc {
+            // It may have closed one direction only, and 499 is for the log.
+            *response.status_mut() = StatusCode::BAD_REQUEST;
+        }
         self.count_unknown();
         self.info.head_sent();
         let grpc_answer = self.info.is_grpc && response.headers().contains_key(CONTENT_TYPE);

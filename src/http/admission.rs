@@ -48,6 +48,7 @@ pub(super) fn admit<B>(req: &mut Request<B>, limits: &Limits) -> Result<Authorit
         judge_upgrade(req, &seen)?;
     }
     lower_case_scheme(req)?;
+    complete_path(req)?;
     let fields = req.headers_mut();
     if seen.connection {
         judge_connection(fields, Sender::Client)?;
@@ -258,7 +259,10 @@ fn judge_target<B>(req: &Request<B>, limits: &Limits) -> Result<(), Violation> {
             words,
         ));
     }
-    let form = target.starts_with('/') || (target == "*" && req.method() == Method::OPTIONS);
+    let absolute = uri.scheme().is_some() && req.version() < Version::HTTP_2;
+    let form = target.starts_with('/')
+        || (target == "*" && req.method() == Method::OPTIONS)
+        || (target.starts_with('?') && absolute);
     if !form {
         return Err(refused("target", "the path must begin with `/`"));
     }
@@ -283,6 +287,19 @@ fn lower_case_scheme<B>(req: &mut Request<B>) -> Result<(), Violation> {
     parts.scheme = Some(known);
     let uri = Uri::from_parts(parts).map_err(|error| refused("scheme", error))?;
     *req.uri_mut() = uri;
+    Ok(())
+}
+
+/// An absolute target with a query and no path has the path `/` (RFC 9110, 4.2.3).
+fn complete_path<B>(req: &mut Request<B>) -> Result<(), Violation> {
+    let target = match req.uri().path_and_query() {
+        Some(target) if target.as_str().starts_with('?') => format!("/{}", target.as_str()),
+        _ => return Ok(()),
+    };
+    let mut parts = std::mem::take(req.uri_mut()).into_parts();
+    let target = target.parse().map_err(|error| refused("target", error))?;
+    parts.path_and_query = Some(target);
+    *req.uri_mut() = Uri::from_parts(parts).map_err(|error| refused("target", error))?;
     Ok(())
 }
 
@@ -678,7 +695,7 @@ mod tests {
             ("GET a:80", Err("target")),
             ("OPTIONS a:80", Err("target")),
             ("GET http://a", Ok("a")),
-            ("GET http://a?x", Err("target")),
+            ("GET http://a?x", Ok("a")),
             ("GET HTTP://a/", Ok("a")),
             ("GET hTTps://a/", Ok("a")),
             ("GET ftp://a/", Err("scheme")),
@@ -697,6 +714,9 @@ mod tests {
             admit(&mut request, &Limits::default()).unwrap();
             assert_eq!(request.uri().to_string(), format!("{scheme}://a/b?c"));
         }
+        let mut request = request(H11, "GET", "http://a?x=/", &[("host", "a")]);
+        admit(&mut request, &Limits::default()).unwrap();
+        assert_eq!(request.uri().to_string(), "http://a/?x=/");
     }
 
     #[test]

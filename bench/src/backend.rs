@@ -103,6 +103,7 @@ async fn serve_http(stream: TcpStream, app: Arc<App>) {
 }
 
 async fn answer(app: &App, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+    let head = request.method() == Method::HEAD;
     let mut response = if is_grpc(request.headers()) {
         grpc_echo(request.into_body())
     } else if let Some(id) = request.uri().path().strip_prefix("/accounts/") {
@@ -133,6 +134,10 @@ async fn answer(app: &App, peer: SocketAddr, request: Request<Incoming>) -> Resp
     response
         .headers_mut()
         .insert("x-version", app.version.clone());
+    if head {
+        // Its length stays.
+        *response.body_mut() = Either::Left(Full::default());
+    }
     response
 }
 

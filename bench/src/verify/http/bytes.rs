@@ -287,7 +287,8 @@ fn job(number: u64, count: u64, largest: u64) -> Job {
     };
     let length = log_uniform(&mut dice, range.0, range.1);
     // Small pieces for small bodies only: the others would take all day.
-    let piece = log_uniform(&mut dice, 1.max(length / 500), 64 << 10);
+    let smallest = (length / 100).clamp(1, 16 << 10);
+    let piece = log_uniform(&mut dice, smallest, 64 << 10);
     Job {
         nonce: number,
         length,
@@ -381,11 +382,11 @@ async fn keep_spoiling(faults: Arc<Vec<Fault>>) {
 }
 
 fn rules(dice: &mut Dice) -> Rules {
-    let slice = match dice.below(4) {
+    let slice = match dice.below(12) {
         0 => Some(log_uniform(dice, 1, 16 << 10)),
         _ => None,
     };
-    let (delay, jitter) = match dice.below(4) {
+    let (delay, jitter) = match dice.below(12) {
         0 => (dice.below(3), dice.below(3)),
         _ => (0, 0),
     };

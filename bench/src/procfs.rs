@@ -46,7 +46,13 @@ pub(crate) fn memory(pid: u32) -> Result<Memory> {
     parse_smaps(&text).context(format!("{path} is not understood"))
 }
 
-/// The most that the process has had in memory so far, in bytes.
+/// Lets [`peak`] begin anew (proc(5), `clear_refs`).
+pub(crate) fn forget_peak(pid: u32) -> Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    fs::write(&path, "5").context(&path)
+}
+
+/// The most that the process has had in memory since it began, or since it was forgotten, in bytes.
 pub(crate) fn peak(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).context(&path)?;
@@ -148,6 +154,7 @@ mod tests {
         let pid = std::process::id();
         assert!(memory(pid).unwrap().rss > 0);
         assert!(peak(pid).unwrap() > 0);
+        forget_peak(pid).unwrap();
         let before = cpu(pid).unwrap();
         let mut x = 0_u64;
         while cpu(pid).unwrap() == before {

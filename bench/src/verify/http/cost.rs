@@ -14,7 +14,10 @@ pub(super) struct Cost {
 
 impl Cost {
     pub(super) fn start(pids: &[u32]) -> Result<Self> {
-        let look = |pid: &u32| Ok((*pid, procfs::memory(*pid)?.rss, procfs::cpu(*pid)?));
+        let look = |pid: &u32| {
+            procfs::forget_peak(*pid)?;
+            Ok((*pid, procfs::peak(*pid)?, procfs::cpu(*pid)?))
+        };
         let before = pids.iter().map(look).collect::<Result<_>>()?;
         Ok(Self { before })
     }

@@ -78,6 +78,26 @@ impl Speaks {
     }
 }
 
+/// Whether sidecars take plaintext from whoever reaches their ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mtls {
+    Permissive,
+    Strict,
+}
+
+impl Mtls {
+    fn mesh(self) -> String {
+        let mode = match self {
+            Self::Permissive => "permissive",
+            Self::Strict => "strict",
+        };
+        format!(
+            "---\napiVersion: weft.dev/v1alpha1\nkind: MeshConfig\nmetadata: {{name: mesh}}\n\
+             spec: {{trustDomain: bench.test, mtls: {{mode: {mode}}}}}\n"
+        )
+    }
+}
+
 impl Stage {
     /// A lane for each of these applications, which listen already and speak HTTP/1.
     pub(super) async fn start(setting: &Setting, apps: &[SocketAddr]) -> Result<Self> {
@@ -92,9 +112,20 @@ impl Stage {
         documents: &str,
         how: impl Fn(Spec) -> Spec,
     ) -> Result<Self> {
+        Self::start_with(setting, Mtls::Permissive, apps, documents, how).await
+    }
+
+    /// As `start_as`, in a mesh that takes plaintext or does not.
+    pub(super) async fn start_with(
+        setting: &Setting,
+        mtls: Mtls,
+        apps: &[(SocketAddr, Speaks)],
+        documents: &str,
+        how: impl Fn(Spec) -> Spec,
+    ) -> Result<Self> {
         let dir = setting.dir();
         let outbound = free_address()?;
-        let mut text = MESH.to_owned();
+        let mut text = mtls.mesh();
         let (mut lanes, mut ports) = (Vec::new(), Vec::new());
         for (number, (app, speaks)) in (0_u16..).zip(apps) {
             let (name, port) = (format!("lane-{number}"), 8080 + number);
@@ -119,7 +150,7 @@ impl Stage {
             app: "server",
             version: "",
             ports,
-            outbound: None,
+            outbound: Some(free_address()?),
             upstreams: Vec::new(),
         };
         text += &(server.yaml() + &world::client(outbound, Vec::new()).yaml());
@@ -167,10 +198,6 @@ impl Stage {
         Ok(())
     }
 }
-
-/// Sidecars that take plaintext from whoever reaches their port.
-const MESH: &str = "---\napiVersion: weft.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: mesh}\n\
-                    spec: {trustDomain: bench.test, mtls: {mode: permissive}}\n";
 
 /// Numbers that are the same in every run.
 #[derive(Debug, Clone)]

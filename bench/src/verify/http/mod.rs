@@ -2,8 +2,11 @@
 //! could take differently, and what well-behaved ones send arrives as it was. Peers are
 //! those of `weft-kit`, sidecars are real processes.
 
+mod answers;
 mod authority;
 mod bytes;
+mod cancel;
+mod connection;
 mod cost;
 mod descriptors;
 mod echo;
@@ -11,10 +14,15 @@ mod framing;
 mod lanes;
 mod memory;
 mod pair;
+mod paths;
+mod plaintext;
 mod puppet;
 mod replies;
+mod serving;
 mod slow;
+mod tools;
 mod trial;
+mod upgrades;
 
 use super::{Cases, Group as AnyGroup, Setting};
 use crate::error::Result;
@@ -43,9 +51,16 @@ macro_rules! groups {
 groups! {
     Framing: framing, "framing";
     Authority: authority, "authority";
+    Upgrades: upgrades, "upgrades";
     Replies: replies, "replies";
+    Connection: connection, "connection";
+    Answers: answers, "answers";
+    Plaintext: plaintext, "plaintext";
+    Paths: paths, "paths";
     Slow: slow, "slow";
     Descriptors: descriptors, "descriptors";
     Memory: memory, "memory";
     Bytes: bytes, "bytes";
+    Cancel: cancel, "cancel";
+    Tools: tools, "tools";
 }

@@ -4,19 +4,22 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use weft_kit::cases::{Case, judge};
+use weft_kit::cases::{Case, Then, judge};
 use weft_kit::origin::capture::{Capture, Connection};
-use weft_kit::raw1::{Attempt, Slicing, attempt};
+use weft_kit::raw1::{Attempt, Client, Slicing, attempt};
 
-use super::lanes::{Dice, Door, PATIENCE, Stage, connect, shown};
+use super::lanes::{Dice, Door, Lane, PATIENCE, Stage, connect, shown};
 use crate::error::{Context as _, Result};
 use crate::verify::{Finding, seen};
 
 /// When a connection on which nothing comes counts as left open.
 const BRIEF: Duration = Duration::from_secs(5);
+/// How a request begins that only says that what came before it was read.
+const FLUSH: &str = "GET /flush ";
 /// Cases that fail are told, up to so many.
 const TOLD: usize = 8;
 
@@ -126,7 +129,7 @@ pub(super) async fn try_table(
             while let Some((number, slicing, door)) = jobs.get(next.get()).copied() {
                 next.set(next.get() + 1);
                 let case = &table[number];
-                let (attempt, arrived) = try_once(case, slicing, lane.door(door), origin).await?;
+                let (attempt, arrived) = try_once(case, slicing, door, lane, origin).await?;
                 let verdict = judge(case, &attempt, &arrived).map_err(|why| {
                     let named = format!("{}: ", case.name);
                     let why = why.strip_prefix(&named).unwrap_or(&why);
@@ -153,14 +156,45 @@ pub(super) async fn try_table(
 pub(super) async fn try_once(
     case: &Case,
     slicing: Slicing,
-    door: std::net::SocketAddr,
+    door: Door,
+    lane: &Lane,
     origin: &Capture,
 ) -> Result<(Attempt, Vec<Connection>)> {
     let before = || format!("before {}", case.name);
     origin.forget(PATIENCE).await.context(before())?;
-    let stream = connect(door).await?;
+    let stream = connect(lane.door(door)).await?;
     let attempt = attempt(stream, &case.plan(slicing, BRIEF)).await;
-    Ok((attempt, origin.connections()))
+    if matches!(case.expected.then, Then::Broken(_)) {
+        flush(lane.door(door), &lane.host, origin).await?;
+    }
+    let mut arrived = origin.connections();
+    arrived.iter_mut().for_each(cut_flush);
+    Ok((attempt, arrived))
+}
+
+/// Of a request that broke off, a part may be on its way when its client knows of the end.
+/// Returns when sidecar and origin have read what had arrived there before.
+async fn flush(door: SocketAddr, host: &str, origin: &Capture) -> Result<()> {
+    for address in [door, origin.address()] {
+        let mut client = Client::new(connect(address).await?);
+        let request = format!("{FLUSH}HTTP/1.1\r\nhost: {host}\r\n\r\n");
+        client.exchange(request).await.context("a good request")?;
+    }
+    Ok(())
+}
+
+/// Without the requests of [`flush`].
+fn cut_flush(connection: &mut Connection) {
+    let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|w| w == what);
+    while let Some(at) = find(&connection.bytes, FLUSH.as_bytes()) {
+        let length = find(&connection.bytes[at..], b"\r\n\r\n").map_or(0, |end| end + 4);
+        let end = if length == 0 {
+            connection.bytes.len()
+        } else {
+            at + length
+        };
+        connection.bytes.drain(at..end);
+    }
 }
 
 /// Whether something arrived that must not: bytes that are no strict request, a request that
@@ -224,5 +258,23 @@ mod tests {
         assert!(is_wrong(&case, &arrived(&good.repeat(2))));
         assert!(is_wrong(&case, &arrived(&good.replace("case", "smug"))));
         assert!(is_wrong(&case, &arrived(&good.replace("\r\n", "\n"))));
+    }
+
+    #[test]
+    fn only_flushes_are_cut() {
+        let flush = "GET /flush HTTP/1.1\r\nhost: a\r\n\r\n";
+        for (bytes, left) in [
+            (flush.to_owned(), ""),
+            (format!("ab{flush}cd{flush}"), "abcd"),
+            ("GET /a\r\n\r\n".to_owned(), "GET /a\r\n\r\n"),
+            ("aGET /flush HT".to_owned(), "a"),
+        ] {
+            let mut connection = Connection {
+                bytes: bytes.into_bytes(),
+                ..Connection::default()
+            };
+            cut_flush(&mut connection);
+            assert_eq!(connection.bytes, left.as_bytes());
+        }
     }
 }

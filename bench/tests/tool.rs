@@ -154,7 +154,7 @@ fn mistakes_are_named() {
         (
             &["verify", "everything"],
             2,
-            "[possible values: main, capture]",
+            "[possible values: main, capture, http]",
         ),
         (
             &["compare", "--only", "nothing/at-all"],

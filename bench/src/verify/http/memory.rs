@@ -172,7 +172,7 @@ impl Hoard {
             format!("POST /stall HTTP/1.1\r\nhost: {PLAIN}\r\ncontent-length: 1000000000\r\n\r\n");
         stream.write_all(head.as_bytes()).await?;
         let (mut reading, mut writing) = stream.split();
-        let piece = [0; 64 << 10];
+        let piece = vec![0; 64 << 10];
         let write = async {
             loop {
                 writing.write_all(&piece).await?;

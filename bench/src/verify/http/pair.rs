@@ -195,7 +195,10 @@ fn sum(text: &str, name: &str, labels: &[&str]) -> f64 {
         let is_it = rest.starts_with(['{', ' ']) && labels.iter().all(|label| rest.contains(label));
         is_it.then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
     };
-    text.lines().filter_map(value).sum()
+    // `sum` of nothing would be -0.
+    text.lines()
+        .filter_map(value)
+        .fold(0.0, |sum, value| sum + value)
 }
 
 /// The open files of a process.

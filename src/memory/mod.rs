@@ -116,6 +116,12 @@ pub struct Charge {
 }
 
 impl Charge {
+    /// Another charge to the same process.
+    #[must_use]
+    pub fn another(&self, bytes: usize) -> Option<Self> {
+        self.memory.charge(bytes)
+    }
+
     /// Charges more; false, and nothing is changed, if there is not enough.
     #[must_use]
     pub fn grow(&mut self, bytes: usize) -> bool {
@@ -160,8 +166,7 @@ pub struct Gauge {
     memory: Arc<Memory>,
     /// The budget was set, not taken from a cgroup.
     fixed: bool,
-    statm: Option<File>,
-    page: u64,
+    status: Option<File>,
     groups: Vec<Group>,
 }
 
@@ -175,8 +180,7 @@ impl Gauge {
         Self {
             memory: Memory::new(budget(setting, limit)),
             fixed: setting != 0,
-            statm: File::open("/proc/self/statm").ok(),
-            page: rustix::param::page_size() as u64,
+            status: File::open("/proc/self/status").ok(),
             groups,
         }
     }
@@ -196,9 +200,9 @@ impl Gauge {
     /// Measures, and puts what follows in force. Some small files of the kernel are read: no
     /// disk is waited for.
     pub fn look(&self) -> Look {
-        let mut buffer = [0; 256];
-        let statm = self.statm.as_ref().and_then(|f| text_of(f, &mut buffer));
-        let resident = statm.and_then(anonymous_pages).map(|n| n * self.page);
+        let mut buffer = [0; 4096];
+        let status = self.status.as_ref().and_then(|f| text_of(f, &mut buffer));
+        let resident = status.and_then(anonymous);
         let groups: Vec<GroupUse> = self.groups.iter().filter_map(Group::read).collect();
         let budget = self.memory.budget as u64;
         let sample = Sample {
@@ -277,12 +281,13 @@ fn per_mille(part: u64, whole: u64) -> u64 {
     part.saturating_mul(1000) / whole.max(1)
 }
 
-/// The pages of `statm` (proc_pid_statm(5)) that are resident and not shared with a file.
-fn anonymous_pages(statm: &str) -> Option<u64> {
-    let mut fields = statm.split_ascii_whitespace().skip(1);
-    let resident: u64 = fields.next()?.parse().ok()?;
-    let shared: u64 = fields.next()?.parse().ok()?;
-    Some(resident.saturating_sub(shared))
+/// The bytes that are resident and that no file backs, of `status` (proc_pid_status(5)).
+fn anonymous(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes << 10)
 }
 
 /// What a file of the kernel says now, as far as the buffer goes.
@@ -293,9 +298,7 @@ fn text_of<'a>(file: &File, buffer: &'a mut [u8]) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        Gauge, Memory, Pressure, Sample, after, anonymous_pages, budget, cgroup::GroupUse,
-    };
+    use super::{Gauge, Memory, Pressure, Sample, after, anonymous, budget, cgroup::GroupUse};
 
     #[test]
     fn charges_are_given_back_and_never_exceed_the_budget() {
@@ -420,10 +423,10 @@ mod tests {
 
     #[test]
     fn what_files_back_is_not_counted() {
-        assert_eq!(anonymous_pages("5000 1200 800 300 0 900 0\n"), Some(400));
-        assert_eq!(anonymous_pages("5000 800 900 300 0 900 0\n"), Some(0));
-        for broken in ["", "5000", "5000 x 800", "5000 1200"] {
-            assert_eq!(anonymous_pages(broken), None, "{broken}");
+        let status = "Name:\tx\nVmRSS:\t    5000 kB\nRssAnon:\t    400 kB\nRssFile:\t 4600 kB\n";
+        assert_eq!(anonymous(status), Some(400 << 10));
+        for broken in ["", "RssAnon:", "RssAnon: 4", "RssAnon: x kB", "Anon: 4 kB"] {
+            assert_eq!(anonymous(broken), None, "{broken}");
         }
     }
 

@@ -188,8 +188,8 @@ limits! {
         over: "the connection ends",
         envoy: "stream_flush_timeout";
     body_timeout: Duration = "BODY_TIMEOUT", 300, 1..=86_400, Seconds,
-        "How long nothing may arrive of the body of a request.",
-        over: "the request ends",
+        "How long nothing may arrive of the body of a request while its answer is not on the way.",
+        over: "408 `body_timeout`, or the request ends as broken if its answer has come",
         envoy: "stream_idle_timeout";
     http2_streams: u32 = "HTTP2_STREAMS", 250, 1..=10_000, Count,
         "Requests at one time on one HTTP/2 connection of a client.",
@@ -204,7 +204,7 @@ limits! {
         over: "the sender waits",
         envoy: "initial_stream_window_size";
     http2_connection_window: u32 = "HTTP2_CONNECTION_WINDOW", 16 * MIB, 262_140..=LARGEST_WINDOW, Bytes,
-        "What all streams of one HTTP/2 connection may send before it is read; at least four times STREAM_WINDOW.",
+        "What all streams of one HTTP/2 connection may send before it is read; at least four times STREAM_WINDOW, and beyond that at most a 128th of MEMORY.",
         over: "the sender waits",
         envoy: "initial_connection_window_size";
     send_buffer: usize = "SEND_BUFFER", 64 * KIB, 16_384..=(16 * MIB), Bytes,
@@ -245,6 +245,16 @@ impl Limits {
         }
         Ok(())
     }
+
+    /// The same for a process with this much memory: what one connection of HTTP/2 may make it
+    /// keep is a 128th of that, as long as one slow reader does not stop all others.
+    #[must_use]
+    pub fn within(mut self, memory: usize) -> Self {
+        let share = u32::try_from(memory / 128).unwrap_or(u32::MAX);
+        let least = self.stream_window.saturating_mul(4);
+        self.http2_connection_window = self.http2_connection_window.min(share.max(least));
+        self
+    }
 }
 
 #[cfg(test)]
@@ -255,6 +265,14 @@ mod tests {
 
     fn row(name: &str) -> &'static super::Limit {
         TABLE.iter().find(|row| row.name == name).unwrap()
+    }
+
+    #[test]
+    fn one_connection_keeps_a_part_of_the_memory_only() {
+        let window = |memory| Limits::default().within(memory).http2_connection_window;
+        assert_eq!(window(usize::MAX), 16 << 20);
+        assert_eq!(window(256 << 20), 2 << 20);
+        assert_eq!(window(16 << 20), 4 * 65_536);
     }
 
     #[test]

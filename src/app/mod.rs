@@ -226,7 +226,7 @@ impl App {
             log: AccessLog::start(bootstrap.access_log)
                 .map_err(|error| format!("the access log cannot be started: {error}"))?,
             drain: Drain::default(),
-            limits: Arc::new(limits.clone()),
+            limits: Arc::new(limits.clone().within(gauge.memory().budget())),
             memory: gauge.memory(),
             places: Places::new(places),
             probes: bootstrap.probes.clone().into(),

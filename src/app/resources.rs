@@ -4,15 +4,16 @@
 use std::{sync::Arc, time::Duration};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 
 use crate::{
     memory::{Gauge, Pressure},
     telemetry::Metrics,
 };
 
-/// How often the memory is looked at.
-const LOOK: Duration = Duration::from_millis(250);
+/// How often the memory is looked at, while there is enough of it and while half is used: a
+/// machine can fill the rest in less than the first.
+const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(20));
 
 /// Lets the process open as many files as it may: the soft limit is for programs that cannot
 /// handle high numbers.
@@ -65,11 +66,8 @@ pub(super) async fn measure(gauge: Gauge, metrics: Arc<Metrics>) {
         .memory_budget
         .set(i64::try_from(budget).unwrap_or(i64::MAX));
     tracing::info!(budget, cgroup = ?gauge.limit(), "memory");
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before = Pressure::Normal;
     loop {
-        looks.tick().await;
         let look = gauge.look();
         metrics.memory_used("charged", Some(look.charged));
         metrics.memory_used("resident", look.resident);
@@ -81,6 +79,7 @@ pub(super) async fn measure(gauge: Gauge, metrics: Arc<Metrics>) {
             tracing::info!(pressure = ?look.pressure, "memory is less short");
         }
         before = look.pressure;
+        sleep(if look.strain < 500 { LOOK.0 } else { LOOK.1 }).await;
     }
 }
 

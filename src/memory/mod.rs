@@ -155,6 +155,8 @@ pub struct Look {
     pub resident: Option<u64>,
     /// Bytes of the cgroup whose limit is nearest.
     pub cgroup: Option<u64>,
+    /// The largest share that is in use, per mille.
+    pub strain: u64,
     /// What follows.
     pub pressure: Pressure,
 }
@@ -212,7 +214,8 @@ impl Gauge {
             groups: &groups,
         };
         let before = Pressure::of(self.memory.measured.load(Ordering::Relaxed));
-        let pressure = after(before, sample.strain());
+        let strain = sample.strain();
+        let pressure = after(before, strain);
         self.memory
             .measured
             .store(pressure as u8, Ordering::Relaxed);
@@ -221,6 +224,7 @@ impl Gauge {
             charged: sample.charged.0,
             resident,
             cgroup: nearest.map(|group| group.used),
+            strain,
             pressure,
         }
     }
@@ -237,8 +241,8 @@ struct Sample<'a> {
 
 impl Sample<'_> {
     /// The largest share that is in use, per mille. A cgroup counts if at least half of it is
-    /// ours; where one does, the process by itself is measured only against a budget that was
-    /// set.
+    /// ours; where one does, the process by itself may have a third more than a budget that
+    /// nobody has set: four fifths of the cgroup, so that there is room for what was let in.
     fn strain(&self) -> u64 {
         let resident = self.resident.0;
         let ours = |group: &&GroupUse| resident + group.sockets >= group.used / 2;
@@ -247,7 +251,7 @@ impl Sample<'_> {
         let charged = per_mille(self.charged.0, self.charged.1);
         let process = per_mille(resident, self.resident.1);
         match cgroup {
-            Some(cgroup) if !self.fixed => charged.max(cgroup),
+            Some(cgroup) if !self.fixed => charged.max(cgroup).max(process / 4 * 3),
             cgroup => charged.max(process).max(cgroup.unwrap_or(0)),
         }
     }
@@ -392,7 +396,7 @@ mod tests {
         // In a cgroup of its own: that.
         let own = [group(500, 1000, 0)];
         assert_eq!(strain(0, 300, false, &own), 500);
-        assert_eq!(strain(0, 480, false, &own), 500);
+        assert_eq!(strain(0, 480, false, &own), 600);
         // ... unless the budget was set.
         assert_eq!(strain(0, 480, true, &own), 800);
         // What the kernel keeps in sockets is ours.

@@ -119,9 +119,11 @@ fn is_identity(name: &str) -> bool {
 }
 
 /// Must not come after the content: it would have to be known before (RFC 9110, 6.5.1), or
-/// it is for one connection, or it says who is who.
+/// it is for one connection, or it says who is who; or it is no name (RFC 9110, 5.6.2), which
+/// HTTP/2 lets through.
 fn must_not_trail(name: &str) -> bool {
-    is_hop_by_hop(name)
+    name.contains('"')
+        || is_hop_by_hop(name)
         || is_content(name)
         || is_identity(name)
         || is_twin(name)
@@ -302,6 +304,9 @@ mod tests {
             ("x-forwarded-for", "1.2.3.4"),
             ("if-match", "x"),
         ]);
+        // As h2 reads names.
+        let quoted = HeaderName::from_lowercase(b"x\"sum").unwrap();
+        map.append(quoted, HeaderValue::from_static("1"));
         assert!(trailers(&mut map, Sender::Client, &Limits::default()).is_ok());
         let left = [
             ("grpc-status", "0"),

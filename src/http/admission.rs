@@ -7,7 +7,7 @@ use std::fmt::Display;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE},
-    uri::Scheme,
+    uri::{PathAndQuery, Scheme},
 };
 
 use super::{
@@ -116,6 +116,11 @@ impl Seen {
                 self.hop_by_hop |= is_hop_by_hop(name);
             }
             _ => {}
+        }
+        if name.contains('"') {
+            // The one byte that is no token (RFC 9110, 5.6.2) and that a name has by HTTP/2.
+            let words = format_args!("{name:?} is no name");
+            return Err(Violation::new(sender.fault(), "field_name", words));
         }
         if sender == Sender::Client && is_twin(name) {
             let words = format!("`{name}` cannot be told from a field that matters");
@@ -251,6 +256,11 @@ fn judge_target<B>(req: &Request<B>, limits: &Limits) -> Result<(), Violation> {
         Some(target) if !uri.path().is_empty() => target.as_str(),
         _ => return Err(refused("target", "has no path")),
     };
+    // A fragment is all that there was, and h2 has cut it off.
+    let is_nothing = || uri.path_and_query() != Some(&PathAndQuery::from_static("/"));
+    if req.version() == Version::HTTP_2 && target == "/" && is_nothing() {
+        return Err(refused("target", "has no path"));
+    }
     if target.len() > limits.max_target_bytes {
         let words = format_args!("{} bytes", target.len());
         return Err(Violation::new(
@@ -713,6 +723,24 @@ mod tests {
             let mut request = request(H2, "GET", &format!("{found}://a/b?c"), &[]);
             admit(&mut request, &Limits::default()).unwrap();
             assert_eq!(request.uri().to_string(), format!("{scheme}://a/b?c"));
+        }
+        let mut quoted = request(H2, "GET", "http://a/", &[]);
+        // As h2 reads names.
+        let name = HeaderName::from_lowercase(b"a\"b").unwrap();
+        let fields = quoted.headers_mut();
+        fields.insert(name, HeaderValue::from_static("1"));
+        let refused = admit(&mut quoted, &Limits::default()).unwrap_err();
+        assert_eq!(refused.rule, "field_name");
+        for (path, ok) in [("#x", false), ("/#x", true), ("?#x", false)] {
+            let mut request = request(H2, "GET", "http://a/", &[]);
+            let mut parts = request.uri().clone().into_parts();
+            parts.path_and_query = Some(path.parse().unwrap());
+            *request.uri_mut() = Uri::from_parts(parts).unwrap();
+            assert_eq!(
+                admit(&mut request, &Limits::default()).is_ok(),
+                ok,
+                "{path}"
+            );
         }
         let mut request = request(H11, "GET", "http://a?x=/", &[("host", "a")]);
         admit(&mut request, &Limits::default()).unwrap();

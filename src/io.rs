@@ -86,20 +86,21 @@ impl Io {
         self
     }
 
-    /// Whether the peer has closed the connection, as far as this machine knows by now: not what
-    /// tokio has been told, but what the kernel has. False for what cannot be looked at.
+    /// Whether the peer has neither closed the connection nor said anything that was not read,
+    /// as far as this machine knows by now: not what tokio has been told, but what the kernel
+    /// has. What waits to be read may be the goodbye of TLS. True for what cannot be looked at.
     #[must_use]
-    pub fn is_closed(&self) -> bool {
+    pub fn is_quiet(&self) -> bool {
         let tcp = match &self.stream {
             Stream::Tcp(tcp) => tcp,
             Stream::Tls(tls) => tls.get_ref().0,
-            Stream::Tunnel(_) => return false,
+            Stream::Tunnel(_) => return true,
         };
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        match recv(tcp, &mut [0_u8; 1], flags) {
-            Ok((n, _)) => n == 0,
-            Err(error) => error != Errno::AGAIN && error != Errno::INTR,
-        }
+        matches!(
+            recv(tcp, &mut [0_u8; 1], flags),
+            Err(Errno::AGAIN | Errno::INTR)
+        )
     }
 
     /// Appends what arrives next to `buf`; 0 is the end of the stream. Cancel safe.
@@ -184,6 +185,40 @@ impl AsyncWrite for Io {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+        time::timeout,
+    };
+
+    use super::Io;
+
+    #[tokio::test]
+    async fn what_waits_to_be_read_is_noticed_before_it_is_read() {
+        for goodbye in [&b"x"[..], b""] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (here, there) = tokio::join!(TcpStream::connect(address), listener.accept());
+            let (io, mut there) = (Io::from(here.unwrap()), there.unwrap().0);
+            assert!(io.is_quiet());
+            there.write_all(goodbye).await.unwrap();
+            if goodbye.is_empty() {
+                drop(there);
+            }
+            let noticed = async {
+                while io.is_quiet() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(Duration::from_secs(10), noticed).await.unwrap();
         }
     }
 }

@@ -691,7 +691,8 @@ impl Exchange {
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let asked = self.info.handed_over || self.info.method == Method::CONNECT;
         let tunnel = asked && response.status().is_success();
-        let unclear = !self.connection.pulse.signals.answered(switched || tunnel);
+        let signals = &self.connection.pulse.signals;
+        let unclear = !signals.answered(self.active.number, switched || tunnel);
         // Whoever sends what is refused is not heard any further.
         let refused = upstream.is_none() && self.info.reason.is_of_the_client();
         // `Connection` of a switch says `upgrade`, and there is no next request to send away.

@@ -53,8 +53,9 @@ async fn send_http1(
     pool: &Pool,
     req: &mut Option<Request<Body>>,
 ) -> Result<(Response<Incoming>, Lease), Error> {
+    let mut kept = true;
     loop {
-        let (mut connection, idle) = match pool.take_idle() {
+        let (mut connection, idle) = match kept.then(|| pool.take_idle()).flatten() {
             Some((connection, idle)) => (connection, Some(idle)),
             None => (Box::pin(Pool::open_http1(connector, dest)).await?, None),
         };
@@ -88,6 +89,8 @@ async fn send_http1(
                 if req.is_none() || idle.is_none() {
                     return Err(reason_of(failed.error()));
                 }
+                // Once more, and not on every connection there is: perhaps they die of it.
+                kept = untouched;
             }
         }
     }

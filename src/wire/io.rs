@@ -62,9 +62,13 @@ pub struct Signals {
     resets: AtomicU32,
     written: AtomicU64,
     waiting: AtomicU8,
-    /// The peer takes nothing of what waits for it.
-    blocked: AtomicBool,
+    /// What waits for the peer to take it: [`WRITING`] and [`FLUSHING`].
+    blocked: AtomicU8,
     switch: AtomicU8,
+    /// The number of the request that has asked for a switch, and of the last one that was
+    /// answered; from 1.
+    asked: AtomicU64,
+    answered: AtomicU64,
     /// The number of the refused request on this connection, from 1.
     refused: Mutex<Option<(u64, Refusal)>>,
     /// Cheap to look at: whether `refused` or `cut` is set.
@@ -72,6 +76,11 @@ pub struct Signals {
     /// The rule that the peer broke.
     cut: Mutex<Option<&'static str>>,
 }
+
+/// Bytes that nobody has taken over.
+const WRITING: u8 = 1;
+/// What TLS has taken over, or its goodbye.
+const FLUSHING: u8 = 2;
 
 /// How far a switch of protocols is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -104,7 +113,7 @@ impl Signals {
 
     /// Whether the peer has stopped to read what is written to it.
     pub fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Relaxed)
+        self.blocked.load(Ordering::Relaxed) != 0
     }
 
     /// What the stream waits for.
@@ -133,19 +142,44 @@ impl Signals {
             .then(|| *self.cut.lock())?
     }
 
+    /// Whether the peer holds up `what`, as of now. The byte stream alone writes it.
+    fn block(&self, what: u8, held_up: bool) {
+        let others = self.blocked.load(Ordering::Relaxed) & !what;
+        let now = if held_up { others | what } else { others };
+        self.blocked.store(now, Ordering::Relaxed);
+    }
+
     fn spoil(&self, rule: &'static str) -> io::Error {
         *self.cut.lock() = Some(rule);
         self.spoilt.store(true, Ordering::Relaxed);
         broken(rule)
     }
 
-    /// Says whether the protocol was switched, as the request in flight has asked. False: it
-    /// was not, but the client has sent bytes that may be of the other protocol already, so
-    /// the connection must end with the answer.
+    /// The request of this number asks for a switch; `early`: bytes that may be of the other
+    /// protocol are there already.
+    fn asks(&self, number: u64, early: bool) {
+        let switch = if self.answered.load(Ordering::Relaxed) >= number {
+            // Before its body had ended: it stays with HTTP, and nobody will say so again.
+            Switch::Stays
+        } else if early {
+            Switch::Early
+        } else {
+            Switch::Asked
+        };
+        self.asked.store(number, Ordering::Relaxed);
+        self.switch.store(switch as u8, Ordering::Relaxed);
+    }
+
+    /// Says whether the protocol was switched with the answer to the request of this number,
+    /// which may not have asked for it: one that has may wait behind it. False: it was not, but
+    /// the client has sent bytes that may be of the other protocol already, so the connection
+    /// must end with the answer.
     #[must_use]
-    pub fn answered(&self, switched: bool) -> bool {
+    pub fn answered(&self, number: u64, switched: bool) -> bool {
+        self.answered.store(number, Ordering::Relaxed);
         let asked = self.switch.load(Ordering::Relaxed);
-        if asked != Switch::Asked as u8 && asked != Switch::Early as u8 {
+        let waits = asked == Switch::Asked as u8 || asked == Switch::Early as u8;
+        if !waits || self.asked.load(Ordering::Relaxed) != number {
             return true;
         }
         if switched {
@@ -319,12 +353,10 @@ impl Guarded {
             Step::More => Waiting::Nothing,
             Step::Partial => Waiting::Head,
             Step::Held => {
-                let early = if self.held.len() > passed {
-                    Switch::Early
-                } else {
-                    Switch::Asked
-                };
-                self.signals.switch.store(early as u8, Ordering::Relaxed);
+                if let Judge::Requests(requests) = &self.judge {
+                    let early = self.held.len() > passed;
+                    self.signals.asks(requests.heads(), early);
+                }
                 self.state = State::Held;
                 Waiting::Nothing
             }
@@ -443,7 +475,7 @@ impl Guarded {
 
     /// Whether the request whose first bytes these are may be written.
     fn begins(&self, expected: &Expected) -> io::Result<()> {
-        if expected.touch() && self.io.is_closed() {
+        if expected.touch() && !self.io.is_quiet() {
             expected.untouched();
             return Err(io::ErrorKind::ConnectionReset.into());
         }
@@ -454,10 +486,10 @@ impl Guarded {
         match polled {
             Poll::Ready(Ok(n)) => {
                 self.signals.written.fetch_add(*n as u64, Ordering::Relaxed);
-                self.signals.blocked.store(false, Ordering::Relaxed);
+                self.signals.block(WRITING, false);
             }
             Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.signals.blocked.store(true, Ordering::Relaxed),
+            Poll::Pending => self.signals.block(WRITING, true),
         }
     }
 }
@@ -564,12 +596,17 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.io).poll_flush(cx);
+        this.signals.block(FLUSHING, polled.is_pending());
+        polled
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let polled = ready!(Pin::new(&mut this.io).poll_shutdown(cx));
+        let polled = Pin::new(&mut this.io).poll_shutdown(cx);
+        this.signals.block(FLUSHING, polled.is_pending());
+        let polled = ready!(polled);
         if polled.is_ok() && this.lingers() {
             ready!(this.poll_linger(cx));
         }

@@ -2,12 +2,12 @@
 
 use std::{
     pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
-};
-
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use prometheus::IntCounter;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     error::Reason,
@@ -58,13 +59,49 @@ pub enum Interrupted {
 pub struct Rules {
     limits: Arc<Limits>,
     bytes: AtomicU64,
+    /// Whether its answer is on the way.
+    answering: AtomicBool,
+    /// Whether all of it was read.
+    ended: AtomicBool,
     broken: OnceLock<Violation>,
+}
+
+/// The answer to a request is on its way while this lives: the client may say nothing for as
+/// long as it likes, since it may wait for what the server says.
+#[derive(Debug)]
+pub struct Answering(Arc<Rules>);
+
+impl Answering {
+    /// Whether the request was read to its end.
+    #[must_use]
+    pub fn to_all(&self) -> bool {
+        self.0.ended.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.answering.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Rules {
     /// The rule that the body has broken.
     pub fn broken(&self) -> Option<&Violation> {
         self.broken.get()
+    }
+
+    /// The answer begins.
+    #[must_use]
+    pub fn answering(self: &Arc<Self>) -> Answering {
+        self.answering.store(true, Ordering::Relaxed);
+        Answering(self.clone())
+    }
+
+    /// What is broken when nothing has arrived for `patience`.
+    fn silent(patience: Duration) -> Violation {
+        let words = format_args!("nothing arrived for {patience:?}");
+        Violation::new(Reason::BodyTimeout, "body_timeout", words)
     }
 
     fn judge(&self, frame: &mut Frame<Bytes>) -> Result<(), Violation> {
@@ -94,6 +131,36 @@ pub struct Source {
     /// Where its bytes are counted.
     counter: Option<IntCounter>,
     rules: Option<Arc<Rules>>,
+    silence: Silence,
+}
+
+/// How long somebody has waited for the next frame of a body. One that is not asked for cannot
+/// be late.
+#[derive(Debug, Default)]
+struct Silence {
+    since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Silence {
+    /// Whether there was none for `patience`; not while `excused`. The timer is armed again when
+    /// it fires and not before: a frame costs one look at the clock.
+    fn is_over(&mut self, cx: &mut Context<'_>, patience: Duration, excused: bool) -> bool {
+        let since = self.since.get_or_insert_with(Instant::now);
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(*since + patience)));
+        while timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if excused {
+                *since = now;
+            } else if now >= *since + patience {
+                return true;
+            }
+            timer.as_mut().reset(*since + patience);
+        }
+        false
+    }
 }
 
 impl Source {
@@ -101,13 +168,27 @@ impl Source {
         let mut polled = Pin::new(&mut self.incoming)
             .poll_frame(cx)
             .map_err(Interrupted::Peer);
-        if let Poll::Ready(Some(Ok(frame))) = &mut polled {
+        let Some(rules) = &self.rules else {
+            return polled;
+        };
+        let Poll::Ready(next) = &mut polled else {
+            let patience = rules.limits.body_timeout;
+            let excused = rules.answering.load(Ordering::Relaxed);
+            if self.silence.is_over(cx, patience, excused) {
+                let _ = rules.broken.set(Rules::silent(patience));
+                return Poll::Ready(Some(Err(Interrupted::Refused)));
+            }
+            return Poll::Pending;
+        };
+        self.silence.since = None;
+        if self.incoming.is_end_stream() || next.is_none() {
+            rules.ended.store(true, Ordering::Relaxed);
+        }
+        if let Some(Ok(frame)) = next {
             if let (Some(counter), Some(data)) = (&self.counter, frame.data_ref()) {
                 counter.inc_by(data.len() as u64);
             }
-            if let Some(rules) = &self.rules
-                && let Err(violation) = rules.judge(frame)
-            {
+            if let Err(violation) = rules.judge(frame) {
                 let _ = rules.broken.set(violation);
                 return Poll::Ready(Some(Err(Interrupted::Refused)));
             }
@@ -262,6 +343,7 @@ impl Body {
             incoming,
             counter: None,
             rules: None,
+            silence: Silence::default(),
         })
     }
 
@@ -274,12 +356,15 @@ impl Body {
         let rules = Arc::new(Rules {
             limits: limits.clone(),
             bytes: AtomicU64::new(0),
+            answering: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             broken: OnceLock::new(),
         });
         let body = Self::Incoming(Source {
             incoming,
             counter: None,
             rules: Some(rules.clone()),
+            silence: Silence::default(),
         });
         (body, Some(rules))
     }
@@ -381,15 +466,15 @@ type Polled = Poll<Option<Result<Frame<Bytes>, Interrupted>>>;
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
     use http::Response;
     use http_body_util::{BodyExt, Empty};
     use hyper::{server::conn::http1, service::service_fn};
     use hyper_util::rt::TokioIo;
-    use tokio::{io::AsyncWriteExt, sync::mpsc};
+    use tokio::{io::AsyncWriteExt, sync::mpsc, time::timeout};
 
-    use super::Body;
+    use super::{Body, Silence};
     use crate::limits::Limits;
 
     /// The body of a request whose bytes after the head are these.
@@ -416,6 +501,31 @@ mod tests {
         let incoming = came.recv().await.unwrap();
         tokio::spawn(async move { came.recv().await });
         Body::request(incoming, &Arc::new(Limits::default())).0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_counts_while_somebody_listens_and_is_not_excused() {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        /// Whether it was over when somebody has listened for so many seconds.
+        async fn over(silence: &mut Silence, seconds: u64, excused: bool) -> bool {
+            let listening = poll_fn(|cx| match silence.is_over(cx, PATIENCE, excused) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            });
+            let listening = timeout(Duration::from_secs(seconds), listening);
+            listening.await.is_ok()
+        }
+        let mut silence = Silence::default();
+        assert!(!over(&mut silence, 4, false).await);
+        // A frame, and nobody asks for the next.
+        silence.since = None;
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(!over(&mut silence, 4, false).await);
+        assert!(over(&mut silence, 2, false).await);
+        silence.since = None;
+        assert!(!over(&mut silence, 60, true).await);
+        assert!(!over(&mut silence, 3, false).await);
+        assert!(over(&mut silence, 3, false).await);
     }
 
     #[tokio::test]

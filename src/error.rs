@@ -55,6 +55,8 @@ pub enum Reason {
     TargetTooLong,
     /// The request's body has more bytes than this sidecar lets through.
     BodyTooLarge,
+    /// Nothing arrived of the request's body for too long.
+    BodyTimeout,
     /// The request uses what this proxy does not implement.
     NotImplemented,
     /// The proxy is short of memory, descriptors or ports.
@@ -112,7 +114,7 @@ const UNAUTHENTICATED: u8 = 16;
 
 /// The table, in the order of [`Reason`].
 #[rustfmt::skip]
-pub const TABLE: [Row; 27] = [
+pub const TABLE: [Row; 28] = [
     row(Reason::None, "", (200, 0, ""),
         "delivered; the application answered", ""),
     row(Reason::AppError, "app_error", (200, 0, "-"),
@@ -181,6 +183,9 @@ pub const TABLE: [Row; 27] = [
     row(Reason::BodyTooLarge, "body_too_large", (413, RESOURCE_EXHAUSTED, "DPE"),
         "the request's body is larger than this sidecar lets through",
         "send less, or raise WEFT_PROXY_MAX_BODY_BYTES"),
+    row(Reason::BodyTimeout, "body_timeout", (408, DEADLINE_EXCEEDED, "DPE"),
+        "the caller began to send a body and nothing of it arrived for too long",
+        "did the caller hang in the middle of its upload? if it is meant to be silent, raise WEFT_PROXY_BODY_TIMEOUT"),
     row(Reason::NotImplemented, "not_implemented", (501, UNIMPLEMENTED, "DPE"),
         "the request uses a transfer coding that this proxy does not implement",
         "send the body chunked or with its length; compress by Content-Encoding"),
@@ -212,6 +217,7 @@ impl Reason {
                 | Self::HeadersTooLarge
                 | Self::TargetTooLong
                 | Self::BodyTooLarge
+                | Self::BodyTimeout
                 | Self::NotImplemented
         )
     }

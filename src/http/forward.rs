@@ -712,19 +712,27 @@ impl Exchange {
         if grpc_answer && self.info.grpc_code.is_none() {
             self.info.grpc_code = grpc_status(response.headers());
         }
+        // Of the server's answer only: ours, which may say that the time is up, is whole.
+        let streams = upstream.is_some() && !response.body().is_end_stream();
         let deadline = self
             .deadline
-            // Of the server's answer only: ours, which may say that the time is up, is whole.
-            .filter(|_| upstream.is_some() && !response.body().is_end_stream())
+            .filter(|_| streams)
             .map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        let answering = self
+            .rules
+            .as_ref()
+            .filter(|_| upstream.is_some())
+            .map(Rules::answering);
         let stream = Stream {
             info: self.info,
             upstream,
+            answering,
             deadline,
             limits: self.connection.worker.shared.limits.clone(),
             room: self.room,
             held: 0,
-            _active: self.active,
+            multiplexed: self.version == Version::HTTP_2,
+            active: self.active,
         };
         response.map(|body| Tracked::new(body, stream))
     }

@@ -1,6 +1,10 @@
 //! Tells a client's connection that is idle, which is fine, from one that holds something up:
 //! drips a head, never says its preface, or does not take its answers. One timer for each
 //! connection, none for each request.
+//!
+//! What HTTP/2 clients do not take is kept by h2, also when the stream's task has ended because
+//! it gave the last frame. Nobody could reset such a stream; but its frames know how old they
+//! are, by turns of the watch, and a connection that keeps old ones is cut.
 
 use std::{
     sync::{
@@ -10,15 +14,19 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
     limits::Limits,
+    memory::Charge,
     wire::{Signals, Waiting},
 };
 
 /// The longest time between two looks at a connection.
 const TICK: Duration = Duration::from_secs(5);
+/// Turns in which frames are counted: the one that goes on, and two before.
+const TURNS: usize = 3;
 
 /// Counters of one connection.
 #[derive(Debug, Default)]
@@ -31,6 +39,10 @@ pub struct Pulse {
     active: AtomicUsize,
     /// Bytes of the heads of requests that wait for their answer.
     heads: AtomicUsize,
+    /// The turn that goes on.
+    turn: AtomicUsize,
+    /// Frames that their client has not taken, by the turn in which they were given, modulo.
+    unsent: [AtomicUsize; TURNS],
 }
 
 impl Pulse {
@@ -63,6 +75,14 @@ impl Pulse {
             stuck: self.signals.is_blocked().then(|| self.signals.written()),
         }
     }
+
+    /// Begins the next turn; how many frames are left of the one whose place it takes, which
+    /// ended two turns ago.
+    fn next_turn(&self) -> usize {
+        let next = (self.turn.load(Ordering::Relaxed) + 1) % TURNS;
+        self.turn.store(next, Ordering::Relaxed);
+        self.unsent[next].load(Ordering::Relaxed)
+    }
 }
 
 /// One request in flight.
@@ -83,6 +103,18 @@ impl ActiveGuard {
         before + bytes <= most
     }
 
+    /// Follows a frame of the answer until the client has taken it.
+    pub(super) fn unsent(&self, data: Bytes, charge: Option<Charge>) -> Bytes {
+        let turn = self.pulse.turn.load(Ordering::Relaxed);
+        self.pulse.unsent[turn].fetch_add(1, Ordering::Relaxed);
+        Bytes::from_owner(Unsent {
+            data,
+            turn,
+            pulse: self.pulse.clone(),
+            _charge: charge,
+        })
+    }
+
     /// The answer begins.
     pub(super) fn drop_head(&mut self) {
         let bytes = std::mem::take(&mut self.head);
@@ -94,6 +126,26 @@ impl Drop for ActiveGuard {
     fn drop(&mut self) {
         self.drop_head();
         self.pulse.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A frame that its client has not taken.
+struct Unsent {
+    data: Bytes,
+    turn: usize,
+    pulse: Arc<Pulse>,
+    _charge: Option<Charge>,
+}
+
+impl AsRef<[u8]> for Unsent {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.pulse.unsent[self.turn].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -129,6 +181,7 @@ pub(super) struct Watch {
     quiet_since: Instant,
     waiting_since: Instant,
     stuck_since: Instant,
+    turned: Instant,
 }
 
 impl Watch {
@@ -153,6 +206,7 @@ impl Watch {
             quiet_since: now,
             waiting_since: now,
             stuck_since: now,
+            turned: now,
         }
     }
 
@@ -161,8 +215,17 @@ impl Watch {
         TICK.min(self.head / 2).min(self.write / 2)
     }
 
-    /// Looks at the connection. Pure but for the counters.
-    pub(super) fn look(&mut self, pulse: &Pulse, now: Instant) -> Verdict {
+    /// Looks at the connection. Pure but for the counters. `pressed`: there is no memory for
+    /// what waits.
+    pub(super) fn look(&mut self, pulse: &Pulse, now: Instant, pressed: bool) -> Verdict {
+        // A stream that goes on is reset by itself before its frames are that old.
+        let turn = if pressed { self.tick() } else { self.write };
+        if now.duration_since(self.turned) >= turn {
+            self.turned = now;
+            if pulse.next_turn() > 0 {
+                return Verdict::Cut("write_timeout");
+            }
+        }
         self.judge(pulse.read(), now)
     }
 
@@ -203,11 +266,12 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
+    use bytes::Bytes;
     use tokio::time::Instant;
 
-    use super::{Reading, Verdict, Watch};
+    use super::{Pulse, Reading, Verdict, Watch};
     use crate::{limits::Limits, wire::Waiting};
 
     const IDLE: Reading = Reading {
@@ -342,5 +406,71 @@ mod tests {
                 (99, BUSY, Verdict::Fine),
             ],
         );
+    }
+
+    #[test]
+    fn frames_must_be_taken_also_when_their_stream_has_ended() {
+        let cut = Verdict::Cut("write_timeout");
+        // When a frame is given, whether it is taken, and what is seen when, under pressure or not.
+        for (given, taken, looks) in [
+            (
+                0,
+                false,
+                &[
+                    (29, false, Verdict::Fine),
+                    (30, false, Verdict::Fine),
+                    (60, false, Verdict::Fine),
+                    (90, false, cut),
+                ][..],
+            ),
+            (
+                0,
+                true,
+                &[
+                    (30, false, Verdict::Fine),
+                    (60, false, Verdict::Fine),
+                    (90, false, Verdict::Fine),
+                ],
+            ),
+            (
+                31,
+                false,
+                &[
+                    (30, false, Verdict::Fine),
+                    (60, false, Verdict::Fine),
+                    (90, false, Verdict::Fine),
+                    (120, false, cut),
+                ],
+            ),
+            (
+                0,
+                false,
+                &[
+                    (5, true, Verdict::Fine),
+                    (10, true, Verdict::Fine),
+                    (15, true, cut),
+                ],
+            ),
+        ] {
+            let start = Instant::now();
+            let mut watch = Watch::new(None, &Limits::default(), true, start);
+            let pulse = Arc::new(Pulse::default());
+            let mut frame = None;
+            for &(seconds, pressed, expected) in looks {
+                if seconds >= given && frame.is_none() {
+                    frame = Some(pulse.request().unsent(Bytes::from_static(b"x"), None));
+                    assert_eq!(frame.as_deref(), Some(&b"x"[..]));
+                }
+                if taken {
+                    frame = Some(Bytes::new());
+                }
+                let now = start + Duration::from_secs(seconds);
+                assert_eq!(
+                    watch.look(&pulse, now, pressed),
+                    expected,
+                    "{given} {seconds}"
+                );
+            }
+        }
     }
 }

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     drain::Phase,
     io::Io,
+    memory::Pressure,
     wire::{Frames, Guarded, Requests, Role},
 };
 
@@ -135,7 +136,7 @@ impl Life {
                 biased;
                 result = serving.as_mut() => return result,
                 _ = self.phases.wait_for(|now| *now >= phase) => break,
-                now = ticks.tick() => match self.watch.look(&self.connection.pulse, now) {
+                now = ticks.tick() => match look(&mut self.watch, &self.connection, now) {
                     // Not all at once: each at its own tick.
                     Verdict::Fine if self.connection.is_short_of_memory() => break,
                     Verdict::Fine => {}
@@ -154,7 +155,7 @@ impl Life {
                 biased;
                 result = serving.as_mut() => return result,
                 now = ticks.tick() => {
-                    if let Verdict::Cut(rule) = self.watch.look(&self.connection.pulse, now) {
+                    if let Verdict::Cut(rule) = look(&mut self.watch, &self.connection, now) {
                         cut(&self.connection, rule);
                         return Ok(());
                     }
@@ -162,6 +163,12 @@ impl Life {
             }
         }
     }
+}
+
+fn look(watch: &mut Watch, connection: &Connection, now: Instant) -> Verdict {
+    let memory = &connection.worker.shared.memory;
+    let pressed = memory.pressure() == Pressure::Critical;
+    watch.look(&connection.pulse, now, pressed)
 }
 
 /// A connection is cut for what its client does, and counted.

@@ -19,7 +19,7 @@ use super::{
     stall,
 };
 use crate::{
-    body::{Body, Interrupted},
+    body::{Answering, Body, Interrupted},
     cluster::Pick,
     error::{Error, Reason},
     fields::{self, Sender},
@@ -41,26 +41,37 @@ pub(super) struct Stream {
     pub(super) info: Box<StreamInfo>,
     /// The endpoint, the worker whose pool the connection is from, and the connection.
     pub(super) upstream: Option<(Pick, usize, Lease)>,
+    /// The request whose body this answers; the rest of it may wait for this answer.
+    pub(super) answering: Option<Answering>,
     /// When the request's time is up.
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
     /// What trailers are held to.
     pub(super) limits: Arc<Limits>,
     /// What the stream takes of the process's memory.
     pub(super) room: Option<Charge>,
-    /// Bytes of the last frame, which may wait for the client until it asks for the next.
+    /// HTTP/1: bytes of the last frame, which may wait for the client until it asks for the next.
     pub(super) held: usize,
+    /// HTTP/2: frames wait for their client however many there are, also when all were given.
+    pub(super) multiplexed: bool,
     /// The client's connection has a request in flight.
-    pub(super) _active: ActiveGuard,
+    pub(super) active: ActiveGuard,
 }
 
 impl Stream {
-    /// Charges a frame that may have to wait, in place of the one before.
-    fn hold(&mut self, bytes: usize) {
-        if let Some(room) = &mut self.room {
-            room.shrink(self.held);
-            // Without room it waits all the same, and nothing new is begun.
-            self.held = if room.grow(bytes) { bytes } else { 0 };
+    /// Charges a frame that may have to wait. Without room it waits all the same, and nothing
+    /// new is begun.
+    fn hold(&mut self, data: Bytes) -> Bytes {
+        self.info.bytes_out += data.len() as u64;
+        let Some(room) = &mut self.room else {
+            return data;
+        };
+        if self.multiplexed {
+            let charge = room.another(data.len());
+            return self.active.unsent(data, charge);
         }
+        room.shrink(self.held);
+        self.held = if room.grow(data.len()) { data.len() } else { 0 };
+        data
     }
 }
 
@@ -90,7 +101,9 @@ impl Tracked {
         let Some(stream) = self.stream.take() else {
             return;
         };
-        if let Some((pick, worker, Lease::Http1(send))) = stream.upstream {
+        // A server that answers before it has read all may take the rest for the next request.
+        let whole = stream.answering.as_ref().is_none_or(Answering::to_all);
+        if let (true, Some((pick, worker, Lease::Http1(send)))) = (whole, stream.upstream) {
             pick.endpoint.pool(worker).give_back(send);
         }
     }
@@ -151,14 +164,12 @@ impl HttpBody for Tracked {
                 {
                     return this.broken(violation.error.reason, violation.error.detail);
                 }
-                if let Some(data) = frame.data_ref() {
-                    stream.info.bytes_out += data.len() as u64;
-                    stream.hold(data.len());
-                } else if let Some(trailers) = frame.trailers_ref()
+                if let Some(trailers) = frame.trailers_ref()
                     && let Some(status) = grpc_status(trailers)
                 {
                     stream.info.grpc_code = Some(status);
                 }
+                let frame = frame.map_data(|data| stream.hold(data));
                 if this.body.is_end_stream() {
                     this.complete();
                 }

@@ -6,10 +6,13 @@ mod answers;
 mod authority;
 mod bytes;
 mod cancel;
+mod conformance;
 mod connection;
 mod cost;
+mod counter;
 mod descriptors;
 mod echo;
+mod floods;
 mod framing;
 mod lanes;
 mod memory;
@@ -20,9 +23,13 @@ mod puppet;
 mod replies;
 mod serving;
 mod slow;
+mod streams;
 mod tools;
 mod trial;
 mod upgrades;
+mod upstreams;
+mod victims;
+mod ways;
 
 use super::{Cases, Group as AnyGroup, Setting};
 use crate::error::Result;
@@ -63,4 +70,8 @@ groups! {
     Bytes: bytes, "bytes";
     Cancel: cancel, "cancel";
     Tools: tools, "tools";
+    Conformance: conformance, "conformance";
+    Floods: floods, "floods";
+    Streams: streams, "streams";
+    Upstreams: upstreams, "upstreams";
 }

@@ -82,7 +82,8 @@ async fn send_http1(
             Err(mut failed) => {
                 *req = failed.take_message();
                 let untouched = connection.expected.is_untouched();
-                if req.is_none() && (untouched || repeatable && was_closed(failed.error())) {
+                let unanswered = !connection.expected.is_begun() && was_closed(failed.error());
+                if req.is_none() && (untouched || repeatable && unanswered) {
                     *req = spare.and_then(Spare::request);
                 }
                 // A kept connection that died while idle: the next one, or a new one.

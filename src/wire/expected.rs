@@ -29,6 +29,8 @@ pub struct Expected {
     look: AtomicBool,
     /// Bytes of the request were sent.
     touched: AtomicBool,
+    /// Bytes of an answer have come, be it an informational one.
+    begun: AtomicBool,
 }
 
 impl Expected {
@@ -41,6 +43,7 @@ impl Expected {
     pub fn send(&self, what: Asked, idle: Duration) {
         self.look.store(idle >= Self::IDLE, Ordering::Relaxed);
         self.touched.store(false, Ordering::Relaxed);
+        self.begun.store(false, Ordering::Relaxed);
         self.asked.store(what as u8, Ordering::Release);
     }
 
@@ -59,6 +62,17 @@ impl Expected {
     #[must_use]
     pub fn is_untouched(&self) -> bool {
         !self.touched.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of an answer have come.
+    pub(super) fn begin(&self) {
+        self.begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a byte of an answer has come: the server has taken the request up.
+    #[must_use]
+    pub fn is_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// What the answer is for that begins now; `None` if nobody waits for one.
@@ -93,6 +107,9 @@ mod tests {
             expected.send(what, Duration::ZERO);
             assert!(expected.is_untouched() && !expected.touch() && !expected.is_untouched());
             assert_eq!(expected.asked(), Some(what));
+            assert!(!expected.is_begun());
+            expected.begin();
+            assert!(expected.is_begun());
             expected.answered();
             assert_eq!(expected.asked(), None);
         }

@@ -271,6 +271,7 @@ impl Responses {
     /// Reads a head; its bytes when it is complete.
     fn head(&mut self, rest: &[u8]) -> Result<Option<usize>, Rule> {
         let asked = self.expected.asked().ok_or(Rule::UnaskedAnswer)?;
+        self.expected.begin();
         let Some(response) = self.head.read(rest, asked, &self.limits)? else {
             return Ok(None);
         };

@@ -275,3 +275,49 @@ async fn who_waits_for_its_answer_may_be_silent_and_nobody_else() {
     assert_eq!(client.exchange(post).await.unwrap().outcome(), (200, ""));
     assert!(client.is_closed().await);
 }
+
+#[tokio::test]
+async fn what_may_have_run_is_not_sent_again() {
+    for (method, answer, reset, times) in [
+        ("GET", "", false, 2),
+        ("PUT", "", true, 2),
+        ("POST", "", false, 1),
+        ("POST", "", true, 1),
+        ("GET", "HTTP/1.1 20", false, 1),
+        ("GET", "HTTP/1.1 20", true, 1),
+        ("GET", "HTTP/1.1 103 Early Hints\r\n\r\n", false, 1),
+        ("GET", "no HTTP\r\n\r\n", false, 1),
+    ] {
+        let seen = Arc::new(AtomicUsize::new(0));
+        let counter = seen.clone();
+        let app = app::tcp(move |mut stream| {
+            let counter = counter.clone();
+            async move {
+                while let Some(head) = app::head(&mut stream).await {
+                    if head.contains("/last") {
+                        stream.read_exact(&mut [0; 3]).await.unwrap();
+                        counter.fetch_add(1, Ordering::Relaxed);
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                        // Before a reset throws it away.
+                        sleep(Duration::from_millis(50)).await;
+                        if reset {
+                            stream.set_zero_linger().unwrap();
+                        }
+                        return;
+                    }
+                    let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                    stream.write_all(ok.as_bytes()).await.unwrap();
+                }
+            }
+        })
+        .await;
+        let (_mesh, _sidecar, workload) = alone(&app, &[]).await;
+        let first = "GET / HTTP/1.1\r\nhost: echo\r\nconnection: close\r\n\r\n";
+        assert_eq!(send(workload.outbound, first).await.status, 200);
+        let fields = "host: echo\r\ncontent-length: 3\r\nconnection: close\r\n";
+        let request = format!("{method} /last HTTP/1.1\r\n{fields}\r\nabc");
+        let reply = send(workload.outbound, &request).await;
+        let seen = seen.load(Ordering::Relaxed);
+        assert_eq!((reply.status, seen), (502, times), "{method} {answer:?}");
+    }
+}

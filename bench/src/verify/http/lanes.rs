@@ -54,6 +54,15 @@ impl Door {
 }
 
 impl Lane {
+    /// Through something that has one door only.
+    pub(super) const fn at(host: String, address: SocketAddr) -> Self {
+        Self {
+            host,
+            outbound: address,
+            inbound: address,
+        }
+    }
+
     pub(super) const fn door(&self, door: Door) -> SocketAddr {
         match door {
             Door::Outbound => self.outbound,

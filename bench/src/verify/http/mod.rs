@@ -4,6 +4,7 @@
 
 mod answers;
 mod authority;
+mod beside;
 mod bytes;
 mod cancel;
 mod conformance;
@@ -16,6 +17,7 @@ mod floods;
 mod framing;
 mod lanes;
 mod memory;
+mod mirror;
 mod pair;
 mod paths;
 mod plaintext;
@@ -25,6 +27,7 @@ mod serving;
 mod slow;
 mod streams;
 mod tools;
+mod translation;
 mod trial;
 mod upgrades;
 mod upstreams;
@@ -63,7 +66,9 @@ groups! {
     Connection: connection, "connection";
     Answers: answers, "answers";
     Plaintext: plaintext, "plaintext";
+    Translation: translation, "translation";
     Paths: paths, "paths";
+    Beside: beside, "beside";
     Slow: slow, "slow";
     Descriptors: descriptors, "descriptors";
     Memory: memory, "memory";

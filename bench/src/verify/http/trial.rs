@@ -17,7 +17,7 @@ use crate::error::{Context as _, Result};
 use crate::verify::{Finding, seen};
 
 /// When a connection on which nothing comes counts as left open.
-const BRIEF: Duration = Duration::from_secs(5);
+pub(super) const BRIEF: Duration = Duration::from_secs(5);
 /// How a request begins that only says that what came before it was read.
 const FLUSH: &str = "GET /flush ";
 /// Cases that fail are told, up to so many.
@@ -37,7 +37,7 @@ impl Cuts {
         if quick { Self::Some(5) } else { Self::All }
     }
 
-    fn slicings(self, length: usize, dice: &mut Dice) -> Vec<Slicing> {
+    pub(super) fn slicings(self, length: usize, dice: &mut Dice) -> Vec<Slicing> {
         /// More writes, or more offsets, say nothing new and take minutes.
         const MANY: usize = 2_048;
         let mut slicings = vec![Slicing::Whole, Slicing::Pieces(length.div_ceil(MANY))];
@@ -64,6 +64,14 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// Of so many inputs.
+    pub(super) fn of(cases: usize) -> Self {
+        Self {
+            cases,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn add(
         &mut self,
         name: &str,
@@ -117,10 +125,7 @@ pub(super) async fn try_table(
             jobs.extend(doors.iter().map(|door| (number, slicing, *door)));
         }
     }
-    let tally = RefCell::new(Tally {
-        cases: tables.first().map_or(0, Vec::len),
-        ..Tally::default()
-    });
+    let tally = RefCell::new(Tally::of(tables.first().map_or(0, Vec::len)));
     let next = Cell::new(0);
     let lanes = stage.lanes.iter().zip(origins).zip(&tables);
     let work = lanes.map(|((lane, origin), table)| {

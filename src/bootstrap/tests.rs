@@ -63,7 +63,10 @@ fn limits_are_read_and_refused_outside_of_their_range() {
                   WEFT_PROXY_MAX_CONNECTIONS: `1` is not a number from 16 to 10000000, \
                   or 0: half of the files that the process may open";
     assert_eq!(parse(&wrong).unwrap_err(), wanted);
-    let apart = parse(&[("HTTP2_CONNECTION_WINDOW", "262144"), ("STREAM_WINDOW", "65537")]);
+    let apart = parse(&[
+        ("HTTP2_CONNECTION_WINDOW", "262144"),
+        ("STREAM_WINDOW", "65537"),
+    ]);
     assert_eq!(
         apart.unwrap_err(),
         "WEFT_PROXY_HTTP2_CONNECTION_WINDOW: 262144 is less than four times \

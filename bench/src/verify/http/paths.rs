@@ -46,11 +46,7 @@ pub(crate) async fn run(setting: &Setting, cases: &mut Cases) -> Result<()> {
     for (number, server) in servers.iter().enumerate() {
         let lane = &stage.lanes[number + 1];
         // The first is the fastest.
-        let share = if number == 0 {
-            count
-        } else {
-            count / 10
-        };
+        let share = if number == 0 { count } else { count / 10 };
         let some = &all[..share.min(all.len())];
         let name = format!("secret-{}", server.name.replace(' ', "-"));
         cases

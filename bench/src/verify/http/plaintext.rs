@@ -87,7 +87,7 @@ fn beginnings(host: &str) -> Vec<(&'static str, Vec<u8>)> {
         ("an empty line", format!("\r\n{get}").into_bytes()),
         (
             "half a ClientHello and a request",
-            [half.clone(), get.clone().into_bytes()].concat(),
+            [half, get.clone().into_bytes()].concat(),
         ),
         (
             "a ClientHello and a request",

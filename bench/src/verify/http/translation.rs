@@ -256,8 +256,8 @@ fn named(host: &str) -> Vec<Sent> {
             ..sent
         });
     };
-    let post: &[Field] = &[(":method", "POST")];
-    let rows: &[Row] = &[
+    let post: &[Field<'_>] = &[(":method", "POST")];
+    let rows: &[Row<'_>] = &[
         (true, "plain", &[], &[], None),
         (true, "the same host", &[], &[("host", h)], None),
         (

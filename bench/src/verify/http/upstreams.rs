@@ -120,7 +120,7 @@ fn games() -> Vec<Game> {
         game("goaway-of-all", vec![goaway(0)], Moved),
         game(
             "goaway-then-no-streams",
-            vec![goaway(0), frame(no_streams.clone())],
+            vec![goaway(0), frame(no_streams)],
             Moved,
         ),
         Game {

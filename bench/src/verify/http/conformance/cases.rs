@@ -155,7 +155,7 @@ fn generic(t: &mut Table, f: Frames<'_>) {
         &[f.post(1), with_padding],
         Answer,
     );
-    t.sends("3.2", "HEADERS", &[get.clone()], Answer);
+    t.sends("3.2", "HEADERS", std::slice::from_ref(&get), Answer);
     let block = f.fields().bytes();
     let with_padding = Frame::headers(1, END_STREAM | PADDED, padded(8, &block));
     t.sends("3.2", "HEADERS with padding", &[with_padding], Answer);
@@ -186,7 +186,7 @@ fn generic(t: &mut Table, f: Frames<'_>) {
         &[Frame::settings(&[(ENABLE_PUSH, 0)])],
         Settled,
     );
-    t.sends("3.7", "PING", &[ping.clone()], Pong(7));
+    t.sends("3.7", "PING", std::slice::from_ref(&ping), Pong(7));
     t.sends(
         "3.8",
         "GOAWAY",

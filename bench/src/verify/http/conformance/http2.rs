@@ -102,7 +102,7 @@ fn connections(t: &mut Table, f: Frames<'_>) {
     t.sends(
         "5.4.1",
         "a wrong PING: the connection ends",
-        &[wrong.clone()],
+        std::slice::from_ref(&wrong),
         Closed,
     );
     t.sends("5.4.1", "a wrong PING: GOAWAY", &[wrong], Goodbye(PROTOCOL));
@@ -135,11 +135,7 @@ fn stream_states(t: &mut Table, f: Frames<'_>) {
     for (words, frame, codes) in [
         ("half-closed: DATA", end_of(1), STREAM_CLOSED),
         ("half-closed: HEADERS", get.clone(), STREAM_CLOSED),
-        (
-            "half-closed: CONTINUATION",
-            whole.clone(),
-            CLOSED_OR_PROTOCOL,
-        ),
+        ("half-closed: CONTINUATION", whole, CLOSED_OR_PROTOCOL),
     ] {
         t.sends("5.1", words, &[get.clone(), frame], Stream(codes));
     }

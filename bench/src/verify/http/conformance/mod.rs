@@ -284,12 +284,12 @@ fn end_of(error: &std::io::Error) -> End {
 /// How many streams SETTINGS allow at one time.
 fn allowed_streams(settings: &Frame) -> u32 {
     let all = settings.payload.chunks_exact(6);
-    let found = all.filter_map(|setting| {
+    let mut found = all.filter_map(|setting| {
         let (id, value) = setting.split_first_chunk::<2>()?;
         let value = value.first_chunk::<4>()?;
         (u16::from_be_bytes(*id) == MAX_CONCURRENT_STREAMS).then(|| u32::from_be_bytes(*value))
     });
-    found.last().unwrap_or(u32::MAX)
+    found.next_back().unwrap_or(u32::MAX)
 }
 
 fn shown(frame: &Frame) -> String {

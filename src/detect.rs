@@ -114,33 +114,35 @@ pub async fn read(mut io: Io) -> io::Result<(Io, Detected)> {
 /// difference, and what is malformed is for the HTTP/1 parser to refuse.
 ///
 /// # Errors
-/// When the connection fails or ends before its first byte, says nothing for `idle`, or
-/// does not finish a preface in 10 s.
-pub async fn http(mut io: Io, idle: Option<Duration>) -> io::Result<(Io, AppProtocol)> {
+/// When the connection fails or ends before it told, says nothing for `idle`, or does not finish
+/// a preface in the time for a head.
+pub async fn http(
+    mut io: Io,
+    idle: Option<Duration>,
+    head: Duration,
+) -> io::Result<(Io, AppProtocol)> {
     let mut seen = Vec::new();
-    let mut patience = idle;
-    loop {
-        let reading = io.read_more(&mut seen);
-        let read = match patience {
-            Some(patience) => timeout(patience, reading).await?,
-            None => reading.await,
-        };
-        if read? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+    let first = io.read_more(&mut seen);
+    let mut read = match idle {
+        Some(idle) => timeout(idle, first).await??,
+        None => first.await?,
+    };
+    let telling = async {
+        while read > 0 {
+            let common = seen.len().min(PREFACE.len());
+            if seen[..common] != PREFACE[..common] {
+                return Ok(AppProtocol::Http1);
+            }
+            if common == PREFACE.len() {
+                return Ok(AppProtocol::Http2);
+            }
+            read = io.read_more(&mut seen).await?;
         }
-        let common = seen.len().min(PREFACE.len());
-        if seen[..common] != PREFACE[..common] {
-            return Ok((io.rewind(Bytes::from(seen)), AppProtocol::Http1));
-        }
-        if common == PREFACE.len() {
-            return Ok((io.rewind(Bytes::from(seen)), AppProtocol::Http2));
-        }
-        patience = Some(PREFACE_PATIENCE);
-    }
+        Err(io::Error::from(io::ErrorKind::UnexpectedEof))
+    };
+    let protocol = timeout(head, telling).await??;
+    Ok((io.rewind(Bytes::from(seen)), protocol))
 }
-
-/// A client that has begun a preface finishes it in this time.
-const PREFACE_PATIENCE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -92,7 +92,8 @@ pub(super) fn connect_http(
         let Ok(downstream) = downstream.await else {
             return;
         };
-        let detecting = crate::detect::http(Io::from(downstream), tcp::IDLE);
+        let head = inner.worker.shared.limits.head_timeout;
+        let detecting = crate::detect::http(Io::from(downstream), tcp::IDLE, head);
         let drain = &inner.worker.shared.drain;
         let detected = tokio::select! {
             detected = detecting => detected,

@@ -12,10 +12,8 @@ use super::{
 use crate::{
     cluster::Original,
     config::{AppProtocol, Filter, PortProtocol, RouteSource, TransportProtocol},
-    detect,
     error::{Error, Reason},
     snapshot::{LiveFilter, LiveHost, LiveListener},
-    tcp,
     telemetry::Tls,
     worker::Found,
 };
@@ -62,9 +60,7 @@ const VIRTUAL: [u8; 2] = [240, 240];
 async fn service(context: &Context, tcp: TcpStream, host: &LiveHost) -> Result<(), Error> {
     let (io, protocol) = match host.config.protocol {
         PortProtocol::Tcp => return opaque::forward(context, tcp.into(), &host.tcp).await,
-        PortProtocol::Http => {
-            unless_closing(&context.worker, detect::http(tcp.into(), tcp::IDLE)).await?
-        }
+        PortProtocol::Http => unless_closing(&context.worker, context.http(tcp.into())).await?,
         PortProtocol::Detected => {
             let Some(http) = opaque::race(context, tcp.into(), &host.tcp).await? else {
                 return Ok(());

@@ -80,6 +80,12 @@ impl Context {
         self.worker.shared.limits.first_byte_timeout
     }
 
+    /// Which HTTP a client speaks that is known to speak HTTP.
+    pub(super) async fn http(&self, io: Io) -> std::io::Result<(Io, AppProtocol)> {
+        let head = self.worker.shared.limits.head_timeout;
+        detect::http(io, tcp::IDLE, head).await
+    }
+
     pub(super) fn count_detection(&self, protocol: AppProtocol) {
         let name = match protocol {
             AppProtocol::Http1 => "http1",
@@ -164,8 +170,7 @@ async fn explicit(context: &Context, tcp: TcpStream) -> Result<(), Error> {
     let Some(http) = chain else {
         return refuse(context, tcp, Reason::LoopDetected).await;
     };
-    let (io, protocol) =
-        unless_closing(&context.worker, detect::http(tcp.into(), tcp::IDLE)).await?;
+    let (io, protocol) = unless_closing(&context.worker, context.http(tcp.into())).await?;
     dispatch(context, http, io, protocol, (Tls::None, None)).await
 }
 
@@ -402,7 +407,7 @@ async fn plain(context: &Context, io: Io) -> Result<(), Error> {
             ));
         }
     };
-    let (io, protocol) = unless_closing(&context.worker, detect::http(io, tcp::IDLE)).await?;
+    let (io, protocol) = unless_closing(&context.worker, context.http(io)).await?;
     dispatch(context, http, io, protocol, identity).await
 }
 

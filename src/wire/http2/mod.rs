@@ -126,8 +126,9 @@ pub struct Frames {
     inbound: Reader,
     /// Bytes of the preface that were received.
     preface: usize,
-    /// Whether the peer's first frame has come.
+    /// Whether the peer's first frame has begun, and whether it is the one that was begun last.
     begun: bool,
+    in_first: bool,
     block: Option<Block>,
     /// Whether the frame that was begun last belongs to a header block.
     in_head: bool,
@@ -168,6 +169,7 @@ impl Frames {
             inbound: Reader::default(),
             preface,
             begun: false,
+            in_first: false,
             block: None,
             in_head: false,
             opened: 0,
@@ -226,7 +228,7 @@ impl Frames {
     /// What the peer has begun and should end.
     #[must_use]
     pub fn waiting(&self) -> Waiting {
-        if !self.begun {
+        if !self.begun || (self.in_first && self.inbound.is_in_payload()) {
             Waiting::Preface
         } else if self.block.is_some() || (self.in_head && self.inbound.is_in_payload()) {
             Waiting::HeaderBlock
@@ -265,6 +267,7 @@ impl Frames {
                 rule: "frame_size",
             });
         }
+        self.in_first = !self.begun;
         if !self.begun {
             if frame.kind != SETTINGS || frame.has(ACK) {
                 return wrong("first_frame");

@@ -20,6 +20,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::coop,
     time::Sleep,
 };
 
@@ -39,6 +40,15 @@ const MAX_EARLY: usize = 16 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
 /// The most that is read away, in bytes.
 const MAX_LINGER: usize = 1024 * 1024;
+
+/// What of its turn on the runtime (128 operations in tokio) a task gives for the head of an
+/// HTTP/2 request. h2 reads on as long as there is something, and a head is many times larger in
+/// memory than on the wire: so those that have come are dealt with first, and of all connections
+/// by turns.
+const HEAD: u32 = 16;
+const TURN: u32 = 128;
+/// What is read at one time where heads come, in bytes.
+const FEW: usize = 2048;
 
 /// What a deadline counts for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -211,6 +221,8 @@ pub struct Guarded {
     passed: usize,
     state: State,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
+    /// HTTP/2: heads came with what was read last.
+    crowded: bool,
 }
 
 #[derive(Debug)]
@@ -251,6 +263,7 @@ impl Guarded {
     fn new(io: Io, judge: Judge, signals: Arc<Signals>) -> Self {
         Self {
             io,
+            crowded: matches!(judge, Judge::Frames(_)),
             judge,
             signals,
             held: Vec::new(),
@@ -280,7 +293,17 @@ impl Guarded {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<bool>> {
         let start = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let heads = self.heads();
+        if self.crowded {
+            // What TLS has decrypted is read without asking.
+            drop(ready!(coop::poll_proceed(cx)));
+            let mut few = [0; FEW];
+            let mut few = ReadBuf::new(&mut few[..buf.remaining().min(FEW)]);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut few))?;
+            buf.put_slice(few.filled());
+        } else {
+            ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        }
         let n = buf.filled().len() - start;
         if n == 0 {
             return Poll::Ready(self.end().map(|()| true));
@@ -292,7 +315,22 @@ impl Guarded {
             buf.set_filled(start + pass);
         }
         self.take(step, 0)?;
+        let heads = self.heads().wrapping_sub(heads);
+        self.crowded = heads > 0;
+        for _ in 0..heads.saturating_mul(HEAD).min(TURN) {
+            if let Poll::Ready(turn) = coop::poll_proceed(cx) {
+                turn.made_progress();
+            }
+        }
         Poll::Ready(Ok(pass > 0))
+    }
+
+    /// Heads of HTTP/2 requests that were begun.
+    fn heads(&self) -> u32 {
+        match &self.judge {
+            Judge::Frames(frames) => frames.heads(),
+            Judge::Requests(_) | Judge::Responses(_) => 0,
+        }
     }
 
     /// Reads on in what is held. True: the stream has ended.

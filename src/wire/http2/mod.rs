@@ -132,6 +132,8 @@ pub struct Frames {
     block: Option<Block>,
     /// Whether the frame that was begun last belongs to a header block.
     in_head: bool,
+    /// HEADERS of clients that have begun.
+    heads: u32,
     /// The highest stream that the peer has opened, and the same when bytes passed last.
     opened: u32,
     passed: u32,
@@ -172,6 +174,7 @@ impl Frames {
             in_first: false,
             block: None,
             in_head: false,
+            heads: 0,
             opened: 0,
             passed: 0,
             outbound: Reader::default(),
@@ -244,6 +247,12 @@ impl Frames {
         self.passed
     }
 
+    /// How many HEADERS of a client have begun, modulo 2^32.
+    #[must_use]
+    pub fn heads(&self) -> u32 {
+        self.heads
+    }
+
     fn judge(&mut self, mut input: &[u8]) -> Result<(), Glitch> {
         if self.preface < PREFACE.len() {
             let n = input.len().min(PREFACE.len() - self.preface);
@@ -310,6 +319,7 @@ impl Frames {
 
     fn take_headers(&mut self, frame: &Frame) -> Result<(), Glitch> {
         if self.role == Role::Server {
+            self.heads = self.heads.wrapping_add(1);
             self.opened = self.opened.max(frame.stream);
         }
         self.spend(Kind::Headers, 1)?;

@@ -707,6 +707,7 @@ fn deadlines_know_what_they_count_for() {
         (Role::Server, frame(PING, 0, 0, 8), 0, 0),
     ] {
         let mut talk = begun(role);
+        let is_head = role == Role::Server && bytes[3] == HEADERS;
         let bytes = [bytes, frame(PING, 0, 0, 8)].concat();
         for n in 1..=bytes.len() {
             talk.frames.received(&bytes[n - 1..n], now).unwrap();
@@ -717,11 +718,13 @@ fn deadlines_know_what_they_count_for() {
             };
             assert_eq!(talk.frames.waiting(), expected, "{role:?}, {n}");
         }
+        assert_eq!(talk.frames.heads(), u32::from(is_head));
     }
     for role in [Role::Server, Role::Client] {
         let bytes = opening(role);
         let mut frames = Frames::new(role, Budget::default());
         assert_eq!(frames.waiting(), Waiting::Preface);
+        assert_eq!(frames.heads(), 0);
         for n in 1..=bytes.len() {
             frames.received(&bytes[n - 1..n], now).unwrap();
             let waits = frames.waiting() == Waiting::Preface;

@@ -39,8 +39,10 @@ use crate::{
 
 /// Endpoints that are tried for a request that was never sent.
 const MAX_ATTEMPTS: usize = 4;
-/// What a request is taken to need in memory, in bytes, without bodies.
+/// What a request is taken to need in memory, in bytes, without bodies: so much, and for each
+/// byte of the head of one that came by HTTP/2, where many wait at one time.
 const ROOM: usize = 4 * 1024;
+const HEAD: usize = 6;
 /// A client that has cancelled fewer requests on a connection is not suspected.
 const FEW_RESETS: u32 = 100;
 /// A client that waits for 100 sends its body after this time anyway (RFC 9110 10.1.1).
@@ -263,7 +265,7 @@ impl Exchange {
     fn take_room(&mut self) -> Result<(), Error> {
         let shared = &self.connection.worker.shared;
         let pressed = shared.memory.pressure() >= Pressure::Critical;
-        self.room = shared.memory.charge(ROOM);
+        self.room = shared.memory.charge(ROOM + HEAD * self.active.head());
         if self.connection.probes_only || (self.room.is_some() && !pressed) {
             return Ok(());
         }

@@ -115,6 +115,11 @@ impl ActiveGuard {
         })
     }
 
+    /// Bytes of the head that is kept.
+    pub(super) fn head(&self) -> usize {
+        self.head
+    }
+
     /// The answer begins.
     pub(super) fn drop_head(&mut self) {
         let bytes = std::mem::take(&mut self.head);

@@ -261,7 +261,8 @@ impl Rewind {
 
 impl Tape {
     fn hold(&mut self, frame: &Frame<Bytes>) {
-        self.bytes += frame.data_ref().map_or(0, Bytes::len);
+        // What keeps a frame counts too: those of one byte each are the worst.
+        self.bytes += size_of::<Held>() + frame.data_ref().map_or(0, Bytes::len);
         self.holding &= self.bytes <= MAX_TAPE;
         if !self.holding {
             // The reader is past all of it.
@@ -478,8 +479,8 @@ mod tests {
     use crate::limits::Limits;
 
     /// The body of a request whose bytes after the head are these.
-    async fn body(bytes: &'static [u8]) -> Body {
-        let (mut client, server) = tokio::io::duplex(1024);
+    async fn body(bytes: impl AsRef<[u8]>) -> Body {
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
         let (bodies, mut came) = mpsc::channel(1);
         let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
             let bodies = bodies.clone();
@@ -496,7 +497,7 @@ mod tests {
         });
         let head = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
         client.write_all(head).await.unwrap();
-        client.write_all(bytes).await.unwrap();
+        client.write_all(bytes.as_ref()).await.unwrap();
         drop(client);
         let incoming = came.recv().await.unwrap();
         tokio::spawn(async move { came.recv().await });
@@ -535,6 +536,16 @@ mod tests {
         assert_eq!(first.collect().await.unwrap().to_bytes(), "abc");
         let second = rewind.body().unwrap();
         assert_eq!(second.collect().await.unwrap().to_bytes(), "abc");
+    }
+
+    #[tokio::test]
+    async fn many_small_frames_are_not_held() {
+        for (chunks, held) in [(50, true), (2_000, false)] {
+            let mut first = body("1\r\na\r\n".repeat(chunks) + "0\r\n\r\n").await;
+            let rewind = first.tape().unwrap();
+            assert_eq!(first.collect().await.unwrap().to_bytes().len(), chunks);
+            assert_eq!(rewind.body().is_some(), held, "{chunks}");
+        }
     }
 
     /// Read again, it would be what came before it broke off, with an end.

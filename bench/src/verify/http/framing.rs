@@ -99,7 +99,8 @@ pub(crate) async fn run(setting: &Setting, cases: &mut Cases) -> Result<()> {
         .await;
     let chunks = if setting.quick { 50_000 } else { 1_000_000 };
     cases
-        .check(
+        .check_within(
+            FULL,
             "chunks-of-a-byte",
             format!("T10: {chunks} chunks of one byte arrive; less than 4 MiB of memory more"),
             chunks_of_a_byte(&stage, origin, chunks),
@@ -321,7 +322,14 @@ async fn chunks_of_a_byte(stage: &Stage, origin: &Capture, chunks: usize) -> Res
             ]);
         }
         bytes.extend(b"0\r\n\r\n");
-        let attempt = send(lane, door, bytes, &[Asked::Plain]).await?;
+        let plan = Plan {
+            bytes,
+            slicing: Slicing::Whole,
+            asked: vec![Asked::Plain],
+            then_half_close: false,
+            patience: FULL,
+        };
+        let attempt = attempt(connect(lane.door(door)).await?, &plan).await;
         let statuses = statuses(&attempt, &[Asked::Plain])?;
         let arrived = bodies(&origin.connections());
         let growth = cost.growth()?;

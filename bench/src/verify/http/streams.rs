@@ -47,8 +47,9 @@ pub(crate) async fn run(setting: &Setting, cases: &mut Cases) -> Result<()> {
         // Connections to the application are there, and the allocator has what it needs.
         served(way).await.context(way.name)?;
     }
-    let connections = 100;
     for bomb in Bomb::ALL {
+        let is_short = setting.quick && bomb != Bomb::Crumbs;
+        let connections = if is_short { 30 } else { 100 };
         for (way, pid) in &ways {
             let expected = format!(
                 "{connections} connections, {}: at most {} more memory, others are served",

@@ -76,7 +76,7 @@ groups! {
     Cancel: cancel, "cancel";
     Tools: tools, "tools";
     Conformance: conformance, "conformance";
+    Upstreams: upstreams, "upstreams";
     Floods: floods, "floods";
     Streams: streams, "streams";
-    Upstreams: upstreams, "upstreams";
 }

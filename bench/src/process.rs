@@ -3,6 +3,7 @@
 //! because each is started through the hidden subcommand `child`, which asks for that
 //! (`PR_SET_PDEATHSIG`) and then becomes the program.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -11,6 +12,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -276,10 +278,19 @@ pub(crate) fn become_child(command: &[OsString]) -> Error {
     Error::new(format!("{}: {error}", Path::new(program).display()))
 }
 
-/// A loopback address that nothing listened on a moment ago.
+/// A loopback address that nothing listened on a moment ago, and that this process was not given
+/// before: the kernel chooses at random, and a mesh of fifty ports would get one of them twice.
 pub(crate) fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-    listener.local_addr().context("find a free port")
+    const TRIES: usize = 1000;
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    for _ in 0..TRIES {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
+        let address = listener.local_addr().context("find a free port")?;
+        if GIVEN.lock().insert(address.port()) {
+            return Ok(address);
+        }
+    }
+    Err(Error::new("find a free port: all that there are were used"))
 }
 
 /// The first program of that name in `PATH` or in the system's own directories.
@@ -314,6 +325,8 @@ mod tests {
         let address = free_address().unwrap();
         assert!(address.ip().is_loopback());
         TcpListener::bind(address).unwrap();
+        let many: BTreeSet<_> = (0..500).map(|_| free_address().unwrap()).collect();
+        assert_eq!(many.len(), 500);
     }
 
     #[test]

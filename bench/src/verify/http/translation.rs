@@ -179,6 +179,10 @@ fn bytes_in_places(host: &str, bytes: &[u8]) -> Vec<Sent> {
             (":authority", host),
             (":path", "/case/x"),
         ] {
+            // That would be another lane.
+            if pseudo == ":authority" && byte.is_ascii_digit() {
+                continue;
+            }
             for (place, value) in spoilt(text, byte) {
                 let name = format!("{byte:#04x} {place} in {pseudo}");
                 all.push(request(&name, host, &[(pseudo, &value)], &[]));
@@ -765,7 +769,7 @@ mod tests {
         assert!(named("h").len() >= 56);
         let bytes: Vec<u8> = (0..=255).collect();
         let all = bytes_in_places("h", &bytes);
-        assert_eq!(all.len(), 256 * 27);
+        assert_eq!(all.len(), 256 * 27 - 30);
         let names: BTreeSet<_> = all.iter().map(|sent| &sent.name).collect();
         assert_eq!(names.len(), all.len());
     }

@@ -4,10 +4,6 @@
 use std::{
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
     task::{Context, Poll},
 };
 
@@ -28,8 +24,6 @@ use tokio_rustls::TlsStream;
 #[derive(Debug)]
 pub struct Io {
     prefix: Bytes,
-    /// Counts the bytes that are read, prefix included.
-    received: Option<Arc<AtomicU64>>,
     stream: Stream,
 }
 
@@ -44,7 +38,6 @@ impl From<TcpStream> for Io {
     fn from(stream: TcpStream) -> Self {
         Self {
             prefix: Bytes::new(),
-            received: None,
             stream: Stream::Tcp(stream),
         }
     }
@@ -54,7 +47,6 @@ impl From<TlsStream<TcpStream>> for Io {
     fn from(stream: TlsStream<TcpStream>) -> Self {
         Self {
             prefix: Bytes::new(),
-            received: None,
             stream: Stream::Tls(Box::new(stream)),
         }
     }
@@ -64,7 +56,6 @@ impl From<Upgraded> for Io {
     fn from(upgraded: Upgraded) -> Self {
         Self {
             prefix: Bytes::new(),
-            received: None,
             stream: Stream::Tunnel(Box::new(TokioIo::new(upgraded))),
         }
     }
@@ -76,13 +67,6 @@ impl Io {
     pub fn rewind(mut self, bytes: Bytes) -> Self {
         debug_assert!(self.prefix.is_empty(), "rewound twice");
         self.prefix = bytes;
-        self
-    }
-
-    /// Counts what is read from here on.
-    #[must_use]
-    pub fn counted(mut self, received: Arc<AtomicU64>) -> Self {
-        self.received = Some(received);
         self
     }
 
@@ -118,8 +102,7 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = if self.prefix.is_empty() {
+        if self.prefix.is_empty() {
             match &mut self.stream {
                 Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
                 Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -130,12 +113,7 @@ impl AsyncRead for Io {
             buf.put_slice(&self.prefix[..n]);
             self.prefix.advance(n);
             Poll::Ready(Ok(()))
-        };
-        if let Some(received) = &self.received {
-            let n = buf.filled().len() - before;
-            received.fetch_add(n as u64, Ordering::Relaxed);
         }
-        polled
     }
 }
 

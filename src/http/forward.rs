@@ -28,7 +28,7 @@ use crate::{
     cluster::{Cluster, Pick},
     config::{AppProtocol, Forward, HostRewrite, HttpProtocol, RequestKey, Route, RouteAction},
     error::{Error, Reason},
-    fields::{self, Violation},
+    fields,
     memory::{Charge, Pressure},
     snapshot::{Backend, LiveHost, MAX_NAME, normalize},
     telemetry::{Side, StreamInfo, Tls},
@@ -147,17 +147,10 @@ impl Exchange {
     }
 
     /// The request breaks a rule; that is counted.
-    fn refused(&self, reason: Reason, rule: &'static str) -> Error {
+    fn violated(&self, rule: &'static str, error: Error) -> Error {
         let metrics = &self.connection.worker.shared.metrics;
         metrics.http_violation("downstream", rule);
-        Error::new(reason, rule)
-    }
-
-    /// The request's body breaks a rule; that is counted.
-    fn refused_body(&self, violation: &Violation) -> Error {
-        let metrics = &self.connection.worker.shared.metrics;
-        metrics.http_violation("downstream", violation.rule);
-        violation.error.clone()
+        error
     }
 
     /// The request as it came; only before it is prepared.
@@ -168,7 +161,8 @@ impl Exchange {
 
     async fn run(&mut self) -> Result<Answer, Error> {
         if let Some(refusal) = self.connection.pulse.signals.refusal(self.active.number) {
-            return Err(self.refused(refusal.reason, refusal.rule));
+            let error = Error::new(refusal.reason, refusal.rule);
+            return Err(self.violated(refusal.rule, error));
         }
         self.take_room()?;
         let authority = self.admit()?;
@@ -188,7 +182,8 @@ impl Exchange {
             authority: &authority,
             headers: req.headers(),
         };
-        let found = readings::route(&host.config, &key).map_err(|v| self.violated(v))?;
+        let found =
+            readings::route(&host.config, &key).map_err(|v| self.violated(v.rule, v.error))?;
         let Some(index) = found else {
             self.count_unrouted(&host, "");
             let words = format!("no route of {} matches", host.config.name);
@@ -278,16 +273,9 @@ impl Exchange {
         let connection = self.connection.clone();
         let limits = &connection.worker.shared.limits;
         let admitted = admission::admit(self.request()?, limits);
-        let authority = admitted.map_err(|violation| self.violated(violation))?;
+        let authority = admitted.map_err(|v| self.violated(v.rule, v.error))?;
         self.info.authority = Some(authority.value().clone());
         Ok(authority)
-    }
-
-    /// The request breaks a rule; that is counted.
-    fn violated(&self, violation: Violation) -> Error {
-        let metrics = &self.connection.worker.shared.metrics;
-        metrics.http_violation("downstream", violation.rule);
-        violation.error
     }
 
     /// Refuses everything but a probe that was configured for this port. A body or an upgrade
@@ -516,7 +504,7 @@ impl Exchange {
                 }
                 Err(mut error) => {
                     if let Some(violation) = self.rules.as_ref().and_then(|rules| rules.broken()) {
-                        error = self.refused_body(violation);
+                        error = self.violated(violation.rule, violation.error.clone());
                         self.request = None;
                     }
                     if error.reason.blames_endpoint() {

@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use super::{
+    Waiting,
     head::Refusal,
     http1::{Expected, Requests, Responses, Resume, Step},
     http2::{self, Frames},
@@ -50,24 +51,10 @@ const TURN: u32 = 128;
 /// What is read at one time where heads come, in bytes.
 const FEW: usize = 2048;
 
-/// What a deadline counts for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Waiting {
-    /// Nothing is overdue however long it takes.
-    #[default]
-    Nothing = 0,
-    /// HTTP/1: the rest of a head. HTTP/2: the rest of a header block.
-    Head = 1,
-    /// HTTP/2: the client's preface and SETTINGS.
-    Preface = 2,
-}
-
 /// What the byte stream and those who use its connection tell each other. All of them run on
 /// one worker; the atomics are never contended.
 #[derive(Debug, Default)]
 pub struct Signals {
-    received: AtomicU64,
     /// Streams that the peer has reset.
     resets: AtomicU32,
     written: AtomicU64,
@@ -106,11 +93,6 @@ enum Switch {
 }
 
 impl Signals {
-    /// Bytes received so far.
-    pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
-    }
-
     /// Bytes written so far.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
@@ -308,7 +290,6 @@ impl Guarded {
         if n == 0 {
             return Poll::Ready(self.end().map(|()| true));
         }
-        self.signals.received.fetch_add(n as u64, Ordering::Relaxed);
         let (pass, step) = self.read(&buf.filled()[start..])?;
         if pass < n {
             self.held.extend_from_slice(&buf.filled()[start + pass..]);
@@ -342,7 +323,6 @@ impl Guarded {
         let n = buf.filled().len();
         self.held.truncate(before + n);
         ready!(polled)?;
-        self.signals.received.fetch_add(n as u64, Ordering::Relaxed);
         Poll::Ready(Ok(n == 0))
     }
 
@@ -577,11 +557,7 @@ impl AsyncRead for Guarded {
                 State::Refused => return Poll::Pending,
                 State::Leaving(..) => return Poll::Ready(Err(ready!(this.poll_leave(cx)))),
                 State::Opaque => {
-                    let before = buf.filled().len();
-                    ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-                    let n = buf.filled().len() - before;
-                    this.signals.received.fetch_add(n as u64, Ordering::Relaxed);
-                    return Poll::Ready(Ok(()));
+                    return Pin::new(&mut this.io).poll_read(cx, buf);
                 }
                 State::Ended => return Poll::Ready(Ok(())),
             }

@@ -12,7 +12,20 @@ pub mod rules;
 
 pub use http1::{Asked, Expected, Requests, Responses};
 pub use http2::{Budget, Frames, Role};
-pub use io::{Guarded, Signals, Waiting};
+pub use io::{Guarded, Signals};
+
+/// What a deadline counts for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Waiting {
+    /// Nothing is overdue however long it takes.
+    #[default]
+    Nothing = 0,
+    /// HTTP/1: the rest of a head. HTTP/2: the rest of a header block.
+    Head = 1,
+    /// HTTP/2: the client's preface and SETTINGS.
+    Preface = 2,
+}
 
 #[cfg(test)]
 mod tests;

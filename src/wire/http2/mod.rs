@@ -11,6 +11,7 @@ mod tests;
 
 use std::time::Instant;
 
+use super::Waiting;
 use crate::limits::Limits;
 use budget::{Account, Kind, Work};
 
@@ -73,18 +74,6 @@ pub struct Glitch {
     pub error: u32,
     /// One of a closed set of words, for the log, metrics, and the GOAWAY.
     pub rule: &'static str,
-}
-
-/// What a deadline may count for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Waiting {
-    /// Nothing has begun that must end.
-    Nothing = 0,
-    /// The rest of a header block.
-    HeaderBlock = 1,
-    /// The preface of the client, or the SETTINGS that both begin with.
-    Preface = 2,
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -234,7 +223,7 @@ impl Frames {
         if !self.begun || (self.in_first && self.inbound.is_in_payload()) {
             Waiting::Preface
         } else if self.block.is_some() || (self.in_head && self.inbound.is_in_payload()) {
-            Waiting::HeaderBlock
+            Waiting::Head
         } else {
             Waiting::Nothing
         }

@@ -662,7 +662,7 @@ fn header_blocks_are_bounded() {
         for _ in 0..5 {
             talk.reads(&full(CONTINUATION), 1);
         }
-        assert_eq!(talk.frames.waiting(), Waiting::HeaderBlock);
+        assert_eq!(talk.frames.waiting(), Waiting::Head);
         let last = frame(CONTINUATION, END_HEADERS, 1, last);
         assert_eq!(talk.frames.received(&last, now), expected);
     }
@@ -712,7 +712,7 @@ fn deadlines_know_what_they_count_for() {
         for n in 1..=bytes.len() {
             talk.frames.received(&bytes[n - 1..n], now).unwrap();
             let expected = if (from..until).contains(&n) {
-                Waiting::HeaderBlock
+                Waiting::Head
             } else {
                 Waiting::Nothing
             };

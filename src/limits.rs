@@ -166,7 +166,7 @@ limits! {
         zero: "no limit",
         envoy: "max_request_bytes";
     max_informational: u32 = "MAX_INFORMATIONAL", 8, 1..=100, Count,
-        "The answers 100 to 199 before the one that counts.",
+        "The answers 100 to 199 of an HTTP/1 server before the one that counts; those of HTTP/2 have a budget of frames.",
         over: "502 `peer_protocol_error`";
     max_chunk_extension_bytes: usize = "MAX_CHUNK_EXTENSION_BYTES", 256, 0..=4_096, Bytes,
         "The extensions of one chunk; those of a whole body may have 16 KiB.",

@@ -489,6 +489,11 @@ fn a_workload_registers_itself_at_a_control_plane_elsewhere() {
         wait_until("callers without mTLS are refused", || {
             is_refused(&mesh.hub.curl("0", "http://10.114.0.2:8080/"))
         });
+        // The sidecar is ready before the command has seen it, and only then says so and starts
+        // the application.
+        wait_until("the application serves", || {
+            server.curl(OTHER, "http://10.114.0.2:8080/") == "hello from web"
+        });
         assert_eq!(fs::metadata(&state).unwrap().uid(), 14_020);
         run.signal("INT");
         let (code, said) = run.ended();

@@ -61,6 +61,17 @@ struct Attack {
     frames: fn(&Way, u64) -> Vec<Frame>,
 }
 
+/// What most attacks have in common.
+const ATTACK: Attack = Attack {
+    name: "",
+    budget: (0, 0),
+    bytes: None,
+    codes: &[CALM],
+    // That of h2 or ours, whichever is reached first.
+    rule: "",
+    frames: |_, _| Vec::new(),
+};
+
 /// Stream of a step.
 fn stream(step: u64) -> u32 {
     u32::try_from(step * 2 + 1).unwrap_or(MOST_WINDOW)
@@ -76,6 +87,12 @@ fn post(way: &Way, stream: u32, path: &str) -> Frame {
     Frame::headers(stream, 0, block)
 }
 
+/// A request at each step, and a frame on its stream.
+fn opened(way: &Way, step: u64, path: &str, then: impl Fn(u32) -> Frame) -> Vec<Frame> {
+    let stream = stream(step);
+    vec![get(way, stream, path), then(stream)]
+}
+
 /// The same frame at each step, after a request with a body that is open.
 fn beside(way: &Way, step: u64, frame: Frame) -> Vec<Frame> {
     match step {
@@ -89,117 +106,89 @@ const RESETS: &[Attack] = &[
     Attack {
         name: "rapid-reset",
         budget: (2 * 500, 2 * 2500),
-        bytes: None,
-        codes: &[CALM],
-        rule: "",
-        frames: |way, step| {
-            let stream = stream(step);
-            vec![get(way, stream, "/fast"), Frame::reset(stream, 8)]
-        },
+        frames: |way, step| opened(way, step, "/fast", |stream| Frame::reset(stream, 8)),
+        ..ATTACK
     },
     Attack {
         name: "rapid-reset-slow",
         budget: (2 * 500, 2 * 2500),
-        bytes: None,
-        codes: &[CALM],
-        rule: "",
-        frames: |way, step| {
-            let stream = stream(step);
-            vec![get(way, stream, "/slow"), Frame::reset(stream, 8)]
-        },
+        frames: |way, step| opened(way, step, "/slow", |stream| Frame::reset(stream, 8)),
+        ..ATTACK
     },
     Attack {
         name: "made-by-window-0",
         budget: (2 * 200, 2 * 500),
-        bytes: None,
         codes: &[CALM, PROTOCOL],
-        rule: "",
-        frames: |way, step| {
-            let stream = stream(step);
-            vec![get(way, stream, "/slow"), Frame::window(stream, 0)]
-        },
+        frames: |way, step| opened(way, step, "/slow", |stream| Frame::window(stream, 0)),
+        ..ATTACK
     },
     Attack {
         name: "made-by-window-overflow",
         budget: (2 * 200, 2 * 500),
-        bytes: None,
         codes: &[CALM, PROTOCOL],
-        rule: "",
         frames: |way, step| {
-            let stream = stream(step);
-            vec![
-                get(way, stream, "/slow"),
-                Frame::window(stream, MOST_WINDOW),
-            ]
+            opened(way, step, "/slow", |stream| {
+                Frame::window(stream, MOST_WINDOW)
+            })
         },
+        ..ATTACK
     },
     Attack {
         name: "made-by-data-after-end",
         budget: (2 * 2000, 2 * 1000),
-        bytes: None,
         codes: &[CALM, PROTOCOL],
-        rule: "",
         frames: |way, step| {
-            let stream = stream(step);
-            vec![get(way, stream, "/slow"), Frame::data(stream, 0, *b"more!")]
+            opened(way, step, "/slow", |stream| {
+                Frame::data(stream, 0, *b"more!")
+            })
         },
+        ..ATTACK
     },
     Attack {
         name: "made-by-headers-after-end",
         budget: (2 * 2000, 2 * 1000),
-        bytes: None,
         codes: &[CALM, PROTOCOL],
-        rule: "",
-        frames: |way, step| {
-            let stream = stream(step);
-            vec![get(way, stream, "/slow"), get(way, stream, "/slow")]
-        },
+        frames: |way, step| opened(way, step, "/slow", |stream| get(way, stream, "/slow")),
+        ..ATTACK
     },
     Attack {
         name: "made-by-priority-length",
         budget: (2 * 200, 2 * 500),
-        bytes: None,
         codes: &[CALM, PROTOCOL, FRAME_SIZE],
-        rule: "",
         frames: |way, step| {
-            let stream = stream(step);
-            vec![
-                get(way, stream, "/slow"),
-                Frame::new(PRIORITY, 0, stream, [0; 4]),
-            ]
+            opened(way, step, "/slow", |stream| {
+                Frame::new(PRIORITY, 0, stream, [0; 4])
+            })
         },
+        ..ATTACK
     },
     Attack {
         name: "made-by-priority-on-itself",
         budget: (200, 500),
-        bytes: None,
         codes: &[CALM, PROTOCOL],
-        rule: "",
         frames: |way, step| {
             let stream = stream(step);
             let block = Block::request("GET", &way.authority, "/slow").bytes();
             let payload = [&stream.to_be_bytes()[..], &[16], &block].concat();
             vec![Frame::headers(stream, END_STREAM | WITH_PRIORITY, payload)]
         },
+        ..ATTACK
     },
     Attack {
         name: "made-by-fields",
         budget: (200, 500),
-        bytes: None,
         codes: &[CALM, PROTOCOL],
-        rule: "",
         frames: |way, step| {
             let block = Block::request("GET", &way.authority, "/slow").literal("A", "upper case");
             vec![Frame::headers(stream(step), END_STREAM, block.bytes())]
         },
+        ..ATTACK
     },
     Attack {
         name: ABOVE_THE_LIMIT,
         budget: (STREAMS + 1000, 250),
-        bytes: None,
-        codes: &[CALM],
-        rule: "",
         frames: |way, step| vec![get(way, stream(step), "/stall")],
+        ..ATTACK
     },
 ];
 
@@ -208,31 +197,24 @@ const BLOCKS: &[Attack] = &[
     Attack {
         name: "continuation-small",
         budget: (1 + CONTINUATIONS, 0),
-        bytes: None,
-        codes: &[CALM],
-        // That of h2 or ours, whichever is reached first.
-        rule: "",
         frames: |way, step| block(way, step, Block::new().literal("a", "b").bytes()),
+        ..ATTACK
     },
     Attack {
         name: "continuation-empty",
         budget: (1 + CONTINUATIONS, 0),
-        bytes: None,
-        codes: &[CALM],
-        // That of h2 or ours, whichever is reached first.
-        rule: "",
         frames: |way, step| block(way, step, Vec::new()),
+        ..ATTACK
     },
     Attack {
         name: "continuation-16k",
         budget: (1 + CONTINUATIONS, 0),
         bytes: Some(LONGEST_BLOCK),
-        codes: &[CALM],
-        rule: "",
         frames: |way, step| {
             let long = Block::new().literal("a", "b".repeat((16 << 10) - 10));
             block(way, step, long.bytes())
         },
+        ..ATTACK
     },
 ];
 
@@ -250,147 +232,125 @@ const CONTROL: &[Attack] = &[
     Attack {
         name: "settings",
         budget: (100, 10),
-        bytes: None,
-        codes: &[CALM],
         rule: "settings_flood",
         frames: |_, _| vec![Frame::settings(&[])],
+        ..ATTACK
     },
     Attack {
         name: "settings-of-2700",
         budget: (1, 0),
-        bytes: None,
-        codes: &[CALM],
         rule: "settings_flood",
         frames: |_, _| vec![Frame::settings(&[(0xf0, 1); 2700])],
+        ..ATTACK
     },
     Attack {
         name: "settings-ack",
         budget: (100, 10),
-        bytes: None,
         codes: &[CALM, PROTOCOL],
-        rule: "",
         frames: |_, _| vec![Frame::new(SETTINGS, ACK, 0, [])],
+        ..ATTACK
     },
     Attack {
         name: "ping",
         budget: (200, 20),
-        bytes: None,
-        codes: &[CALM],
         rule: "ping_flood",
         frames: |_, step| vec![Frame::ping(step)],
+        ..ATTACK
     },
     Attack {
         name: "ping-ack",
         budget: (200, 20),
-        bytes: None,
-        codes: &[CALM],
         rule: "ping_flood",
         frames: |_, step| vec![Frame::ping(step).ack()],
+        ..ATTACK
     },
     Attack {
         name: "priority",
         budget: (1000, 50),
-        bytes: None,
-        codes: &[CALM],
         rule: "priority_flood",
         frames: |_, step| vec![Frame::priority(stream(step), 0)],
+        ..ATTACK
     },
     Attack {
         name: "priority-update",
         budget: (1000, 50),
-        bytes: None,
-        codes: &[CALM],
         rule: "priority_flood",
         frames: |_, step| {
             let payload = [&stream(step).to_be_bytes()[..], b"u=1"].concat();
             vec![Frame::new(16, 0, 0, payload)]
         },
+        ..ATTACK
     },
     Attack {
         name: "unknown",
         budget: (200, 20),
-        bytes: None,
-        codes: &[CALM],
         rule: "unknown_flood",
         frames: |_, _| vec![Frame::new(0xbe, 0xff, 0, [0; 8])],
+        ..ATTACK
     },
     Attack {
         name: "unknown-16k",
         budget: (200, 20),
-        bytes: None,
-        codes: &[CALM],
         rule: "unknown_flood",
         frames: |_, _| vec![Frame::new(0xbe, 0xff, 0, vec![0; 16 << 10])],
+        ..ATTACK
     },
     Attack {
         name: "window-update",
         budget: (1000, 100),
-        bytes: None,
-        codes: &[CALM],
         rule: "window_update_flood",
         frames: |_, _| vec![Frame::window(0, 1)],
+        ..ATTACK
     },
     Attack {
         name: "window-update-of-a-stream",
         budget: (1000, 100),
-        bytes: None,
-        codes: &[CALM],
         rule: "window_update_flood",
         frames: |way, step| beside(way, step, Frame::window(1, 1)),
+        ..ATTACK
     },
     Attack {
         name: "goaway",
         budget: (16, 0),
-        bytes: None,
         codes: &[CALM, 0],
-        rule: "",
         frames: |_, _| vec![Frame::goaway(0, 0)],
+        ..ATTACK
     },
     Attack {
         name: "data-empty",
         budget: (2000, 2000),
-        bytes: None,
-        codes: &[CALM],
-        rule: "",
         frames: |way, step| beside(way, step, Frame::data(1, 0, [])),
+        ..ATTACK
     },
     Attack {
         name: "data-padding-only",
         budget: (2000, 2000),
-        bytes: None,
-        codes: &[CALM],
-        rule: "",
         frames: |way, step| beside(way, step, Frame::new(DATA, PADDED, 1, [3, 0, 0, 0])),
+        ..ATTACK
     },
     Attack {
         name: "data-of-1-byte",
         budget: (2000, 2000),
-        bytes: None,
-        codes: &[CALM],
-        rule: "",
         frames: |way, step| beside(way, step, Frame::data(1, 0, *b"x")),
+        ..ATTACK
     },
     Attack {
         name: "reset-of-closed-streams",
         budget: (500, 2500),
-        bytes: None,
-        codes: &[CALM],
-        rule: "",
         frames: |way, step| match step {
             0 => vec![get(way, 1, "/fast")],
             _ => vec![Frame::reset(1, 8)],
         },
+        ..ATTACK
     },
     Attack {
         name: "data-on-closed-streams",
         budget: (2000, 1000),
-        bytes: None,
-        codes: &[CALM],
-        rule: "",
         frames: |way, step| match step {
             0 => vec![get(way, 1, "/fast"), Frame::reset(1, 8)],
             _ => vec![Frame::data(1, 0, *b"x")],
         },
+        ..ATTACK
     },
 ];
 

@@ -101,6 +101,8 @@ const OTHERS: &[(&str, &[u8])] = &[
     ("in a value", b"X: Transfer-Encoding: chunked"),
 ];
 
+const CHUNKED: &[u8] = b"Transfer-Encoding: chunked";
+
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -132,63 +134,27 @@ pub fn codings(host: &str, bytes: &[u8]) -> Vec<Case> {
     for byte in bytes.iter().copied() {
         let other_name = if is_token(byte) { ONE } else { bad };
         let in_value = if is_text(byte) { ONE } else { bad };
-        let one = [byte];
-        let places: [(&str, [&[u8]; 3], Expected); 10] = [
-            (
-                "before value",
-                [b"Transfer-Encoding:", &one, b"chunked"],
-                bad,
-            ),
-            (
-                "after name",
-                [b"Transfer-Encoding", &one, b": chunked"],
-                other_name,
-            ),
-            (
-                "before name",
-                [b"", &one, b"Transfer-Encoding: chunked"],
-                other_name,
-            ),
-            (
-                "after value",
-                [b"Transfer-Encoding: chunked", &one, b""],
-                bad,
-            ),
-            (
-                "between fields",
-                [b"X: X", &one, b"Transfer-Encoding: chunked"],
-                in_value,
-            ),
-            (
-                "before another field",
-                [b"Transfer-Encoding: chunked", &one, b"X: X"],
-                bad,
-            ),
-            (
-                "after cr",
-                [b"X: X\r", &one, b"Transfer-Encoding: chunked"],
-                bad,
-            ),
-            (
-                "before lf",
-                [b"X: X", &one, b"\nTransfer-Encoding: chunked"],
-                bad,
-            ),
+        let places: [(&str, &[u8], &[u8], Expected); 10] = [
+            ("before value", b"Transfer-Encoding:", b"chunked", bad),
+            ("after name", b"Transfer-Encoding", b": chunked", other_name),
+            ("before name", b"", CHUNKED, other_name),
+            ("after value", CHUNKED, b"", bad),
+            ("between fields", b"X: X", CHUNKED, in_value),
+            ("before another field", CHUNKED, b"X: X", bad),
+            ("after cr", b"X: X\r", CHUNKED, bad),
+            ("before lf", b"X: X", b"\nTransfer-Encoding: chunked", bad),
             (
                 "after value and cr",
-                [b"Transfer-Encoding: chunked\r", &one, b"X: X"],
+                b"Transfer-Encoding: chunked\r",
+                b"X: X",
                 bad,
             ),
-            (
-                "after value, before lf",
-                [b"Transfer-Encoding: chunked", &one, b"\nX: X"],
-                bad,
-            ),
+            ("after value, before lf", CHUNKED, b"\nX: X", bad),
         ];
-        for (place, parts, expected) in places {
+        for (place, before, after, expected) in places {
             add(
                 format!("coding with {byte:#04x} {place}"),
-                &parts.concat(),
+                &[before, &[byte], after].concat(),
                 expected,
             );
         }

@@ -183,8 +183,8 @@ limits! {
         "A TLS handshake, the wait for its turn included.",
         over: "the connection ends",
         envoy: "transport_socket_connect_timeout";
-    write_timeout: Duration = "WRITE_TIMEOUT", 30, 1..=86_400, Seconds,
-        "How long a peer may take nothing of what waits for it.",
+    write_timeout: Duration = "WRITE_TIMEOUT", 300, 1..=86_400, Seconds,
+        "How long a client may take nothing of what waits for it; 1 to 15 s when memory is short.",
         over: "the connection ends",
         envoy: "stream_flush_timeout";
     body_timeout: Duration = "BODY_TIMEOUT", 300, 1..=86_400, Seconds,

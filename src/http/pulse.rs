@@ -220,21 +220,22 @@ impl Watch {
         TICK.min(self.head / 2).min(self.write / 2)
     }
 
-    /// Looks at the connection. Pure but for the counters. `pressed`: there is no memory for
-    /// what waits.
+    /// Looks at the connection. Pure but for the counters. `pressed`: there is little memory left
+    /// for what waits.
     pub(super) fn look(&mut self, pulse: &Pulse, now: Instant, pressed: bool) -> Verdict {
         // A stream that goes on is reset by itself before its frames are that old.
-        let turn = if pressed { self.tick() } else { self.write };
-        if now.duration_since(self.turned) >= turn {
+        let write = if pressed { self.tick() } else { self.write };
+        if now.duration_since(self.turned) >= write {
             self.turned = now;
             if pulse.next_turn() > 0 {
                 return Verdict::Cut("write_timeout");
             }
         }
-        self.judge(pulse.read(), now)
+        self.judge(pulse.read(), now, write)
     }
 
-    fn judge(&mut self, mut reading: Reading, now: Instant) -> Verdict {
+    /// `write`: how long the client may take nothing.
+    fn judge(&mut self, mut reading: Reading, now: Instant, write: Duration) -> Verdict {
         if reading.active && !self.multiplexed {
             // The next head has time until the request before it is answered.
             reading.waiting = Waiting::Nothing;
@@ -252,7 +253,7 @@ impl Watch {
         }
         self.last = reading;
         let over = |since: Instant, limit: Duration| now.duration_since(since) >= limit;
-        if reading.stuck.is_some() && over(self.stuck_since, self.write) {
+        if reading.stuck.is_some() && over(self.stuck_since, write) {
             return Verdict::Cut("write_timeout");
         }
         match reading.waiting {
@@ -299,14 +300,25 @@ mod tests {
         ..BUSY
     };
 
-    /// Head 10 s, idle 60 s, write 30 s.
+    /// Head 10 s, write 30 s.
+    fn limits() -> Limits {
+        Limits {
+            head_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(30),
+            ..Limits::default()
+        }
+    }
+
+    /// Idle 60 s.
     fn check(multiplexed: bool, looks: &[(u64, Reading, Verdict)]) {
         let start = Instant::now();
+        let limits = limits();
         let idle = Some(Duration::from_secs(60));
-        let mut watch = Watch::new(idle, &Limits::default(), multiplexed, start);
+        let mut watch = Watch::new(idle, &limits, multiplexed, start);
         for &(seconds, reading, expected) in looks {
             let now = start + Duration::from_secs(seconds);
-            assert_eq!(watch.judge(reading, now), expected, "{seconds} {reading:?}");
+            let verdict = watch.judge(reading, now, limits.write_timeout);
+            assert_eq!(verdict, expected, "{seconds} {reading:?}");
         }
     }
 
@@ -413,6 +425,20 @@ mod tests {
         );
     }
 
+    /// Looks every 5 s, as [`Watch::tick`] says.
+    #[test]
+    fn answers_must_be_taken_sooner_when_there_is_little_memory() {
+        let start = Instant::now();
+        let mut watch = Watch::new(None, &limits(), false, start);
+        let mut look = |seconds, pressed| {
+            let write = if pressed { watch.tick() } else { watch.write };
+            watch.judge(STUCK, start + Duration::from_secs(seconds), write)
+        };
+        assert_eq!(look(5, true), Verdict::Fine);
+        assert_eq!(look(10, false), Verdict::Fine);
+        assert_eq!(look(15, true), Verdict::Cut("write_timeout"));
+    }
+
     #[test]
     fn frames_must_be_taken_also_when_their_stream_has_ended() {
         let cut = Verdict::Cut("write_timeout");
@@ -458,7 +484,7 @@ mod tests {
             ),
         ] {
             let start = Instant::now();
-            let mut watch = Watch::new(None, &Limits::default(), true, start);
+            let mut watch = Watch::new(None, &limits(), true, start);
             let pulse = Arc::new(Pulse::default());
             let mut frame = None;
             for &(seconds, pressed, expected) in looks {

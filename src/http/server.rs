@@ -167,7 +167,7 @@ impl Life {
 
 fn look(watch: &mut Watch, connection: &Connection, now: Instant) -> Verdict {
     let memory = &connection.worker.shared.memory;
-    let pressed = memory.pressure() == Pressure::Critical;
+    let pressed = memory.pressure() >= Pressure::High;
     watch.look(&connection.pulse, now, pressed)
 }
 

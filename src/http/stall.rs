@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::memory::{Memory, Pressure};
 
-/// Under pressure, streams that stand still are the first to go.
+/// Under pressure, streams that stand still are the first to go: before anybody is refused.
 const UNDER_PRESSURE: Duration = Duration::from_secs(1);
 
 /// What a stream's body was last asked for, and how often.
@@ -111,7 +111,7 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(UNDER_PRESSURE)));
         while sleep.as_mut().poll(cx).is_ready() {
             let waited = since.elapsed();
-            let pressed = this.streams.memory.pressure() == Pressure::Critical;
+            let pressed = this.streams.memory.pressure() >= Pressure::High;
             if waited >= this.streams.timeout || (pressed && waited >= UNDER_PRESSURE) {
                 STALLED.set(true);
                 this.stream.set(None);

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use socket2::SockRef;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use weft_certs::spiffe::SpiffeId;
 
@@ -25,7 +24,7 @@ use crate::{
     error::{Error, Reason},
     http::{self, Connection, HttpVersion},
     identity,
-    io::Io,
+    io::{Io, prepare},
     snapshot::{LiveFilter, LiveListener},
     tcp,
     telemetry::{Side, Tls},
@@ -33,10 +32,6 @@ use crate::{
     worker::Worker,
 };
 
-/// What the kernel keeps for a client beyond what it has sent and waits to hear of, in bytes. On
-/// loopback it would be megabytes, and only when a third of them is gone it says that there is
-/// room: a client that reads slowly would look like one that does not read.
-const UNSENT: u32 = 128 * 1024;
 /// How long a client that is refused may take to show that it would understand why.
 const REFUSED: Duration = Duration::from_secs(1);
 
@@ -109,9 +104,7 @@ pub(super) async fn serve(
     client: SocketAddr,
 ) {
     let open = Arc::new(worker.shared.drain.connection(&listener.config.name));
-    // Nagle's algorithm and delayed acknowledgements would add 40 ms to small messages.
-    let _ = tcp.set_nodelay(true);
-    let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT);
+    prepare(&tcp);
     let mut context = Context {
         worker,
         listener,

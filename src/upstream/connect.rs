@@ -17,7 +17,7 @@ use crate::{
     config::AppProtocol,
     error::{Error, Reason},
     identity::{self, IdentityStore},
-    io::Io,
+    io::{Io, prepare},
     limits::Limits,
     telemetry::{Metrics, Side},
 };
@@ -72,8 +72,7 @@ impl Connector {
                 return Err(Error::new(Reason::ConnectTimeout, words));
             }
         };
-        // Nagle's algorithm and delayed acknowledgements would add 40 ms to small messages.
-        let _ = tcp.set_nodelay(true);
+        prepare(&tcp);
         let Some(tls) = &dest.tls else {
             return Ok(tcp.into());
         };

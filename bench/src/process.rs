@@ -14,6 +14,7 @@ use std::{env, fs};
 
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal};
+use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Context as _, Error, Result};
@@ -68,7 +69,6 @@ impl Spec {
 
     /// Starts it in `dir`, which also gets its output as `<name>.log`.
     pub(crate) fn start(&self, dir: &Path) -> Result<Process> {
-        let me = env::current_exe().context("the path of this program")?;
         let log = dir.join(format!("{}.log", self.name.replace('/', "-")));
         let output = fs::OpenOptions::new()
             .create(true)
@@ -76,17 +76,10 @@ impl Spec {
             .open(&log)
             .context(log.display())?;
         let errors = output.try_clone().context(log.display())?;
-        let child = tokio::process::Command::new(me)
-            .arg("child")
-            .arg("--")
-            .arg(&self.program)
-            .args(&self.args)
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .current_dir(dir)
-            .stdin(Stdio::null())
+        let child = self
+            .command(dir)?
             .stdout(output)
             .stderr(errors)
-            .kill_on_drop(true)
             .spawn()
             .context(format!("start {}", self.program.display()))?;
         let pid = child.id().context(format!("{} ended at once", self.name))?;
@@ -100,18 +93,7 @@ impl Spec {
 
     /// Runs it to its end and returns what it wrote.
     pub(crate) async fn run(&self, dir: &Path, limit: Duration) -> Result<Output> {
-        let me = env::current_exe().context("the path of this program")?;
-        let output = tokio::process::Command::new(me)
-            .arg("child")
-            .arg("--")
-            .arg(&self.program)
-            .args(&self.args)
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .current_dir(dir)
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = timeout(limit, output)
+        let output = timeout(limit, self.command(dir)?.output())
             .await
             .context(format!("{} did not end in {limit:?}", self.name))?
             .context(format!("run {}", self.program.display()))?;
@@ -120,6 +102,22 @@ impl Spec {
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         })
+    }
+
+    /// The program as a child of this one, which ends with it.
+    fn command(&self, dir: &Path) -> Result<Command> {
+        let me = env::current_exe().context("the path of this program")?;
+        let mut command = Command::new(me);
+        command
+            .arg("child")
+            .arg("--")
+            .arg(&self.program)
+            .args(&self.args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        Ok(command)
     }
 }
 

@@ -104,7 +104,7 @@ requests. Without `MEMORY` and with such a cgroup, the cgroup alone is measured.
 | the largest share | `weft_memory_pressure` | what happens |
 |---|---|---|
 | below 85 % | 0 | |
-| from 85 % on, until 80 % | 1 | answers of HTTP/1 say `connection: close`; connections get GOAWAY, or end when they are idle, within 10 s; who has taken nothing of what waits for it for 1 s (a stream of HTTP/2) to 15 s is cut |
+| from 85 % on, until 80 % | 1 | answers of HTTP/1 say `connection: close`; connections get GOAWAY, or end when they are idle, within 10 s; who has taken nothing of what waits for it for 1 s (a stream of HTTP/2) to 15 s is cut, as when the kernel is short of memory for TCP |
 | from 92 % on, until 87 % | 2 | also, new requests get 503 `proxy_overloaded`, but for health checks of the application that are configured |
 
 A connection is charged 16 KiB while it is open; where that does not fit, it is reset.
@@ -115,7 +115,8 @@ A connection is charged 16 KiB while it is open; where that does not fit, it is 
 Who pauses is no attacker: a pager, a backup, a command whose output nobody reads for a while. So
 `WRITE_TIMEOUT` is as long as Envoy's stream timeout, where nginx has 60 s. What such a client makes the
 sidecar keep is bounded meanwhile: `SEND_BUFFER` and the windows, 160 KiB of an HTTP/1 answer, and
-128 KiB beyond what TCP has sent; and it is the first to go when memory is short.
+128 KiB beyond what TCP has sent; and it is the first to go when memory is short, here or in the kernel
+(`net.ipv4.tcp_mem`, which all on a machine share; `press` in `/proc/net/protocols`).
 
 ## Files
 

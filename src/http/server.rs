@@ -21,7 +21,6 @@ use super::{
 use crate::{
     drain::Phase,
     io::Io,
-    memory::Pressure,
     wire::{Frames, Guarded, Requests, Role},
 };
 
@@ -167,8 +166,7 @@ impl Life {
 
 fn look(watch: &mut Watch, connection: &Connection, now: Instant) -> Verdict {
     let memory = &connection.worker.shared.memory;
-    let pressed = memory.pressure() >= Pressure::High;
-    watch.look(&connection.pulse, now, pressed)
+    watch.look(&connection.pulse, now, memory.is_short())
 }
 
 /// A connection is cut for what its client does, and counted.

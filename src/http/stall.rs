@@ -15,7 +15,7 @@ use hyper::rt::Executor;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
-use crate::memory::{Memory, Pressure};
+use crate::memory::Memory;
 
 /// Under pressure, streams that stand still are the first to go: before anybody is refused.
 const UNDER_PRESSURE: Duration = Duration::from_secs(1);
@@ -111,7 +111,7 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(UNDER_PRESSURE)));
         while sleep.as_mut().poll(cx).is_ready() {
             let waited = since.elapsed();
-            let pressed = this.streams.memory.pressure() >= Pressure::High;
+            let pressed = this.streams.memory.is_short();
             if waited >= this.streams.timeout || (pressed && waited >= UNDER_PRESSURE) {
                 STALLED.set(true);
                 this.stream.set(None);

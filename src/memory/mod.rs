@@ -10,7 +10,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
 };
 
@@ -54,6 +54,8 @@ pub struct Memory {
     used: AtomicUsize,
     /// The last [`Pressure`] that was measured.
     measured: AtomicU8,
+    /// Whether the kernel was short of memory for TCP then.
+    sockets: AtomicBool,
 }
 
 impl Memory {
@@ -66,6 +68,7 @@ impl Memory {
             critical: (budget as u128 * u128::from(CRITICAL.0)).div_ceil(1000) as usize,
             used: AtomicUsize::new(0),
             measured: AtomicU8::new(Pressure::Normal as u8),
+            sockets: AtomicBool::new(false),
         })
     }
 
@@ -105,6 +108,13 @@ impl Memory {
             return Pressure::Critical;
         }
         Pressure::of(self.measured.load(Ordering::Relaxed))
+    }
+
+    /// Whether what stands still has to go: there is little memory left here, or the kernel has
+    /// little left for TCP (`net.ipv4.tcp_mem`), of which others on the machine want some.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.pressure() >= Pressure::High || self.sockets.load(Ordering::Relaxed)
     }
 }
 
@@ -169,6 +179,7 @@ pub struct Gauge {
     /// The budget was set, not taken from a cgroup.
     fixed: bool,
     status: Option<File>,
+    protocols: Option<File>,
     groups: Vec<Group>,
 }
 
@@ -183,6 +194,7 @@ impl Gauge {
             memory: Memory::new(budget(setting, limit)),
             fixed: setting != 0,
             status: File::open("/proc/self/status").ok(),
+            protocols: File::open("/proc/net/protocols").ok(),
             groups,
         }
     }
@@ -205,6 +217,8 @@ impl Gauge {
         let mut buffer = [0; 4096];
         let status = self.status.as_ref().and_then(|f| text_of(f, &mut buffer));
         let resident = status.and_then(anonymous);
+        let tcp = self.protocols.as_ref().is_some_and(kernel_is_short);
+        self.memory.sockets.store(tcp, Ordering::Relaxed);
         let groups: Vec<GroupUse> = self.groups.iter().filter_map(Group::read).collect();
         let budget = self.memory.budget as u64;
         let sample = Sample {
@@ -300,9 +314,31 @@ fn text_of<'a>(file: &File, buffer: &'a mut [u8]) -> Option<&'a str> {
     std::str::from_utf8(&buffer[..n]).ok()
 }
 
+/// Whether the kernel is short of memory for TCP, given `/proc/net/protocols`.
+fn kernel_is_short(file: &File) -> bool {
+    // The kernel gives a page at a time.
+    let mut bytes = [0; 16 << 10];
+    let mut filled = 0;
+    while let Ok(n @ 1..) = file.read_at(&mut bytes[filled..], filled as u64) {
+        filled += n;
+    }
+    String::from_utf8_lossy(&bytes[..filled])
+        .lines()
+        .any(is_short_of_tcp)
+}
+
+/// A line of `/proc/net/protocols`: name, size, sockets, pages in use, pressure, more.
+fn is_short_of_tcp(line: &str) -> bool {
+    let mut columns = line.split_whitespace();
+    matches!(columns.next(), Some("TCP" | "TCPv6")) && columns.nth(3) == Some("yes")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Gauge, Memory, Pressure, Sample, after, anonymous, budget, cgroup::GroupUse};
+    use super::{
+        Gauge, Memory, Pressure, Sample, after, anonymous, budget, cgroup::GroupUse,
+        is_short_of_tcp,
+    };
 
     #[test]
     fn charges_are_given_back_and_never_exceed_the_budget() {
@@ -431,6 +467,40 @@ mod tests {
         assert_eq!(anonymous(status), Some(400 << 10));
         for broken in ["", "RssAnon:", "RssAnon: 4", "RssAnon: x kB", "Anon: 4 kB"] {
             assert_eq!(anonymous(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_says_when_it_is_short_of_memory_for_tcp() {
+        for (line, short) in [
+            (
+                "TCP       2304  16614  614535   yes    192   yes  kernel",
+                true,
+            ),
+            (
+                "TCPv6     2432      0  614535   yes    192   yes  kernel",
+                true,
+            ),
+            (
+                "TCP       2304     14       3   no     192   yes  kernel",
+                false,
+            ),
+            (
+                "MPTCP     1896      0       3   yes      0   yes  kernel",
+                false,
+            ),
+            (
+                "UDP       1024      2       0   NI       0   yes  kernel",
+                false,
+            ),
+            (
+                "protocol  size sockets  memory press maxhdr  slab module",
+                false,
+            ),
+            ("TCP 1 2", false),
+            ("", false),
+        ] {
+            assert_eq!(is_short_of_tcp(line), short, "{line}");
         }
     }
 

@@ -170,7 +170,8 @@ impl HttpBody for Tracked {
                     stream.info.grpc_code = Some(status);
                 }
                 let frame = frame.map_data(|data| stream.hold(data));
-                if this.body.is_end_stream() {
+                // Nothing follows trailers, and nobody asks.
+                if frame.is_trailers() || this.body.is_end_stream() {
                     this.complete();
                 }
                 Poll::Ready(Some(Ok(frame)))

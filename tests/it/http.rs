@@ -106,6 +106,11 @@ async fn trailers_go_both_ways() {
         let reply = whole(reply.unwrap()).await;
         assert_eq!(reply.body, "wxyz");
         assert_eq!(reply.trailers["x-sum"], "4");
+        let requests = "weft_client_requests_total";
+        pair.client.until_metric(requests, |n| n == 2.0).await;
+        let good = format!("{requests}{{code=\"200\",reason=\"\"}}");
+        let good = pair.client.metrics().await.sum(&good);
+        assert_eq!(good, 2.0, "both ended well");
     }
 }
 

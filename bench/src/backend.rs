@@ -19,6 +19,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -45,6 +46,10 @@ pub(crate) struct Options {
 
 /// The longest body at `/size/`.
 const LONGEST: usize = 1 << 30;
+
+/// What the kernel keeps of answers that nobody reads, on each connection. By default it would be
+/// megabytes on loopback, and thousands of such connections are what some checks are about.
+const UNSENT: u32 = 64 << 10;
 
 type Body = Either<Full<Bytes>, BoxBody<Bytes, hyper::Error>>;
 
@@ -73,6 +78,8 @@ pub(crate) async fn run(options: Options) -> Result<()> {
 }
 
 async fn serve_http(stream: TcpStream, app: Arc<App>) {
+    // It fails only on a connection that is gone already.
+    let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
     let Some(protocol) = accept::protocol(&stream).await else {
         return;
     };

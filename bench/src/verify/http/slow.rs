@@ -39,9 +39,10 @@ enum Kind {
     HeadDrip,
     /// Half of the preface of HTTP/2.
     HalfPreface,
-    /// A body that stops after its first byte.
+    /// A body that stops after its first byte, to an application that answers when it has read
+    /// all: while an answer is on its way a client may say nothing for as long as it likes.
     BodyStop,
-    /// A body, byte by byte: slow, but something arrives. It is not cut.
+    /// The same body, byte by byte: slow, but something arrives. It is not cut.
     BodyDrip,
     /// Asks for a long answer and reads nothing of it.
     NoReading,
@@ -126,6 +127,8 @@ impl Times {
             ("WRITE_TIMEOUT", self.write.as_secs()),
             ("FIRST_BYTE_TIMEOUT", self.first.as_secs()),
             ("HANDSHAKE_TIMEOUT", self.first.as_secs()),
+            // For 5,000 at one time. Who goes when there is less is the question of another group.
+            ("MEMORY", 2 << 30),
         ])
     }
 }
@@ -142,7 +145,7 @@ pub(crate) async fn run(setting: &Setting, cases: &mut Cases) -> Result<()> {
         };
         (times, 200, seconds(2))
     } else {
-        // The defaults, but for the body, whose 5 minutes say nothing more.
+        // The defaults, but for the body and what is not taken, whose 5 minutes say nothing more.
         let times = Times {
             head: seconds(10),
             body: seconds(30),
@@ -210,10 +213,12 @@ async fn wave(
     } else {
         0
     };
-    let shortest = started + Duration::from_secs(2);
+    let ramp = Duration::from_secs(1) * attackers.len() as u32 / RAMP;
+    let longest = Kind::BodyStop.latest(times).unwrap_or_default();
+    let shortest = started + ramp + longest;
     let mut told = false;
     loop {
-        // Those that are not cut stay for as long as the others, and for two seconds at least.
+        // Those that are not cut stay for as long as the others, and longer than a body may stop.
         if !told && attackers.len() <= drips && Instant::now() >= shortest {
             let _ = over.send(true);
             told = true;
@@ -232,7 +237,8 @@ async fn wave(
     // Connections to the server's sidecar are pooled: some more than before are no leak.
     let mut fallen = Vec::new();
     for (pid, base) in pids.iter().zip(base) {
-        fallen.push(files_fall(*pid, base + 40, Duration::from_secs(3)).await);
+        let most = base + (each as usize / 50).max(40);
+        fallen.push(files_fall(*pid, most, Duration::from_secs(3)).await);
     }
     let during = Quality::of(&load.finish().await?);
     let used = procfs::cpu(pids[0])?.saturating_sub(cpu).as_secs_f64() / took.as_secs_f64();
@@ -350,7 +356,9 @@ async fn attack(
         Kind::HeadDrip => format!("GET / HTTP/1.1\r\nhost: {PLAIN}\r\nx-drip: "),
         Kind::HalfPreface => "PRI * HTTP/2.0\r\n\r\n".to_owned(),
         Kind::BodyStop | Kind::BodyDrip => {
-            format!("POST /echo HTTP/1.1\r\nhost: {PLAIN}\r\ncontent-length: 1000000\r\n\r\nx")
+            format!(
+                "PUT /accounts/slow HTTP/1.1\r\nhost: {PLAIN}\r\ncontent-length: 1000000\r\n\r\nx"
+            )
         }
         Kind::NoReading => format!("GET /size/{LONG} HTTP/1.1\r\nhost: {PLAIN}\r\n\r\n"),
         Kind::PipelinedBad => "GET / HTTP/1.1\nhost: a\n\n".repeat(1000),
@@ -391,6 +399,22 @@ async fn attack(
                 return Err(Error::new(format!("not cut: {read} bytes came after that")));
             }
             Ok(latest)
+        }
+        Kind::BodyStop => {
+            let limit = kind.latest(times).unwrap_or_default() + SLACK;
+            let mut answer = String::new();
+            let mut stream = stream.take(1 << 16);
+            let whole = stream.read_to_string(&mut answer);
+            // How it ends behind the answer is not the question.
+            let _ = timeout(limit, whole)
+                .await
+                .context(format!("not cut in {limit:?}"))?;
+            let took = start.elapsed();
+            let refused = answer.starts_with("HTTP/1.1 408 ") && answer.contains("body_timeout");
+            let first = answer.lines().next().unwrap_or("no answer");
+            refused
+                .then_some(took)
+                .ok_or_else(|| Error::new(format!("not 408 `body_timeout`: {first}")))
         }
         _ => {
             let limit = kind.latest(times).unwrap_or_default() + SLACK;

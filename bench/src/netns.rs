@@ -34,6 +34,8 @@ pub(crate) enum User {
     Proxy,
     /// Root with the GID of the sidecar: what transparent sockets need.
     TransparentProxy,
+    /// UID and GID of the sidecar, with the capability NET_RAW.
+    RawProxy,
     /// An application without rights.
     Nobody,
 }
@@ -42,7 +44,7 @@ impl User {
     const fn ids(self) -> (u32, u32) {
         match self {
             Self::Root => (0, 0),
-            Self::Proxy => (PROXY, PROXY),
+            Self::Proxy | Self::RawProxy => (PROXY, PROXY),
             Self::TransparentProxy => (0, PROXY),
             Self::Nobody => (65534, 65534),
         }
@@ -223,7 +225,7 @@ impl Host {
         user: User,
     ) -> Spec {
         let (uid, gid) = user.ids();
-        Spec::new(name, which("ip").unwrap_or_else(|| "ip".into()))
+        let spec = Spec::new(name, which("ip").unwrap_or_else(|| "ip".into()))
             .arg("netns")
             .pair("exec", &self.name)
             .arg("setpriv")
@@ -231,9 +233,14 @@ impl Host {
             .pair("--regid", gid.to_string())
             .arg("--clear-groups")
             // A change of user has reset it.
-            .pair("--pdeathsig", "KILL")
-            .arg("--")
-            .arg(program.into())
+            .pair("--pdeathsig", "KILL");
+        let spec = match user {
+            User::RawProxy => spec
+                .pair("--inh-caps", "+net_raw")
+                .pair("--ambient-caps", "+net_raw"),
+            _ => spec,
+        };
+        spec.arg("--").arg(program.into())
     }
 
     /// The processes that live here.

@@ -16,7 +16,7 @@ use crate::process::{Process, Spec, exit_text};
 use crate::weft::{self, Programs, Reply, exchange_on};
 
 /// How long a program may take to become ready.
-const READY: Duration = Duration::from_secs(20);
+pub(crate) const READY: Duration = Duration::from_secs(20);
 /// Numbers of the hosts that are no pods.
 pub(crate) const CONTROL: u8 = 250;
 pub(crate) const OUTSIDE: u8 = 9;
@@ -30,12 +30,22 @@ pub(crate) const PUBLIC_ADMIN: u16 = 14020;
 pub(crate) enum Mode {
     Redirect,
     Tproxy,
+    Route,
 }
 
 impl Mode {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Redirect => "redirect",
+            Self::Tproxy => "tproxy",
+            Self::Route => "route",
+        }
+    }
+
+    /// What the Workload document says.
+    const fn documented(self) -> &'static str {
+        match self {
+            Self::Redirect | Self::Route => "redirect",
             Self::Tproxy => "tproxy",
         }
     }
@@ -44,6 +54,7 @@ impl Mode {
         match self {
             Self::Redirect => User::Proxy,
             Self::Tproxy => User::TransparentProxy,
+            Self::Route => User::RawProxy,
         }
     }
 }
@@ -404,7 +415,7 @@ pub(crate) fn workload(
     exclude: &[u16],
     ports: &[u16],
 ) -> String {
-    let mut capture = format!("mode: {}", mode.name());
+    let mut capture = format!("mode: {}", mode.documented());
     if !exclude.is_empty() {
         capture += &format!(", excludeInboundPorts: {exclude:?}");
     }

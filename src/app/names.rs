@@ -54,7 +54,7 @@ pub(super) fn serve(
     go: &watch::Receiver<bool>,
 ) -> Result<Vec<Socket>, String> {
     let words = |error: std::io::Error| format!("{address}: {error}");
-    let arrival = crate::config::Arrival::Direct;
+    let arrival = crate::config::Arrival::Redirected;
     let mut sockets = inherited.tcp(name, address, arrival, 1)?;
     let udp = inherited.udp(name, address)?;
     for tcp in &sockets {

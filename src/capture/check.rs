@@ -11,7 +11,8 @@ use rustix::process::{getegid, geteuid};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::{
-    options::{Cidr, Options, Settings},
+    datagram::{self, Impersonator},
+    options::{Cidr, Mode, Options, Settings},
     route::{Route, routes},
 };
 
@@ -63,12 +64,13 @@ pub fn run(options: &Options, ipv6: bool) -> Result<Proof, String> {
         };
         let outbound = SocketAddr::new(loopback, settings.outbound_port);
         let ordinary = SocketAddr::new(target, port(options));
-        let mut outcomes = vec![tcp(ordinary, outbound, deadline)?];
+        let mode = settings.mode;
+        let mut outcomes = vec![tcp(ordinary, outbound, mode, deadline)?];
         if options.captures_dns() {
             let resolver = SocketAddr::new(target, 53);
             let dns = SocketAddr::new(loopback, settings.dns_port);
-            outcomes.push(udp(resolver, dns, deadline)?);
-            outcomes.push(tcp(resolver, dns, deadline)?);
+            outcomes.push(udp(resolver, dns, mode, deadline)?);
+            outcomes.push(tcp(resolver, dns, mode, deadline)?);
         }
         for outcome in outcomes {
             match outcome {
@@ -165,8 +167,13 @@ fn is_ours(address: IpAddr) -> bool {
 }
 
 /// Dials `target`; the connection must arrive at `sidecar` and know where it was going.
-fn tcp(target: SocketAddr, sidecar: SocketAddr, deadline: Instant) -> Result<Outcome, String> {
-    let listener = match listen(sidecar) {
+fn tcp(
+    target: SocketAddr,
+    sidecar: SocketAddr,
+    mode: Mode,
+    deadline: Instant,
+) -> Result<Outcome, String> {
+    let listener = match listen(sidecar, mode) {
         Ok(listener) => listener,
         Err(error) => return unavailable(sidecar, "tcp", &error),
     };
@@ -193,7 +200,9 @@ fn tcp(target: SocketAddr, sidecar: SocketAddr, deadline: Instant) -> Result<Out
             continue;
         }
         let socket = SockRef::from(&accepted);
-        let original = if target.is_ipv4() {
+        let original = if mode == Mode::Route {
+            socket.local_addr()
+        } else if target.is_ipv4() {
             socket.original_dst_v4()
         } else {
             socket.original_dst_v6()
@@ -204,7 +213,7 @@ fn tcp(target: SocketAddr, sidecar: SocketAddr, deadline: Instant) -> Result<Out
             ))),
             Ok(other) => Err(lost(format!("it arrived as one to {other:?}"))),
             Err(error) => Err(lost(format!(
-                "it arrived, but SO_ORIGINAL_DST gave `{error}`"
+                "it arrived, but its destination is not known: `{error}`"
             ))),
         };
     }
@@ -213,8 +222,20 @@ fn tcp(target: SocketAddr, sidecar: SocketAddr, deadline: Instant) -> Result<Out
 
 /// Sends a query to `target`; it must arrive at `sidecar`, and the answer must come back as
 /// one of `target`.
-fn udp(target: SocketAddr, sidecar: SocketAddr, deadline: Instant) -> Result<Outcome, String> {
-    let receiver = match UdpSocket::bind(sidecar) {
+fn udp(
+    target: SocketAddr,
+    sidecar: SocketAddr,
+    mode: Mode,
+    deadline: Instant,
+) -> Result<Outcome, String> {
+    let transparent = |receiver: UdpSocket| {
+        if mode != Mode::Route {
+            return Ok((receiver, None));
+        }
+        datagram::take_all(&receiver, sidecar)?;
+        Ok((receiver, Some(Impersonator::new(sidecar)?)))
+    };
+    let (receiver, impersonator) = match UdpSocket::bind(sidecar).and_then(transparent) {
         Ok(receiver) => receiver,
         Err(error) => return unavailable(sidecar, "udp", &error),
     };
@@ -229,9 +250,13 @@ fn udp(target: SocketAddr, sidecar: SocketAddr, deadline: Instant) -> Result<Out
         let mut buffer = [0; 16];
         for _ in 0..MOST_STRANGERS {
             receiver.set_read_timeout(Some(left(deadline)))?;
-            let (length, peer) = receiver.recv_from(&mut buffer)?;
+            let (length, peer, asked) = datagram::receive(&receiver, &mut buffer)?;
             if peer == sender.local_addr()? {
-                receiver.send_to(&buffer[..length], peer)?;
+                match &impersonator {
+                    Some(_) if asked != Some(target) => return Ok(false),
+                    Some(sidecar) => sidecar.send(&buffer[..length], target, peer)?,
+                    None => drop(receiver.send_to(&buffer[..length], peer)?),
+                }
                 sender.set_read_timeout(Some(left(deadline)))?;
                 return Ok(sender.recv(&mut buffer)? == length);
             }
@@ -266,13 +291,19 @@ fn left(deadline: Instant) -> Duration {
         .max(Duration::from_millis(1))
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, mode: Mode) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
+    if mode == Mode::Route {
+        match address {
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+    }
     socket.bind(&address.into())?;
     socket.listen(16)?;
     Ok(socket.into())
@@ -283,6 +314,11 @@ fn unavailable(address: SocketAddr, what: &str, error: &io::Error) -> Result<Out
     if error.kind() == io::ErrorKind::AddrInUse {
         return Ok(Outcome::Skipped(format!(
             "self test: {what} {address} is in use, so the sidecar runs already; not tried"
+        )));
+    }
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return Ok(Outcome::Skipped(format!(
+            "self test: {what} {address}: mode route needs the capability NET_RAW for it; not tried"
         )));
     }
     Err(format!(

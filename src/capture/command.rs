@@ -14,7 +14,8 @@ Leads the traffic of this network namespace through the sidecar (docs/capture.md
 
 usage: weft-proxy init [OPTIONS] [--print | --check | --remove]
 
-  --mode redirect|tproxy         tproxy: the application sees its callers' addresses [redirect]
+  --mode redirect|tproxy|route   tproxy: the application sees its callers' addresses;
+                                 route: the kernel tracks no connection [redirect]
   --backend auto|nft|iptables|iptables-legacy
                                  who installs the rules; auto: the first that works [auto]
   --inbound-ports all|LIST       inbound ports to capture [all]

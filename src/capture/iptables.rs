@@ -296,6 +296,7 @@ fn forms(one: &Match) -> Vec<String> {
         Match::NotOutLoopback => "! -o lo".to_owned(),
         Match::InLoopback => "-i lo".to_owned(),
         Match::NotToLocal => "-m addrtype ! --dst-type LOCAL".to_owned(),
+        Match::ToLocal => "-m addrtype --dst-type LOCAL".to_owned(),
         Match::NotFromLocal => "-m addrtype ! --src-type LOCAL".to_owned(),
         Match::User(id) => format!("-m owner --uid-owner {id}"),
         Match::Group(id) => format!("-m owner --gid-owner {id}"),
@@ -303,6 +304,8 @@ fn forms(one: &Match) -> Vec<String> {
         Match::New => "-m conntrack --ctstate NEW".to_owned(),
         Match::NotInvalid => "-m conntrack ! --ctstate INVALID".to_owned(),
         Match::Marked => format!("-m connmark --mark {MARK:#x}"),
+        Match::PacketMarked(mark) => format!("-m mark --mark {mark:#x}"),
+        Match::NotOpening => "-p tcp ! --tcp-flags FIN,SYN,RST,ACK SYN".to_owned(),
         Match::Reset => "-p tcp --tcp-flags RST RST".to_owned(),
     };
     vec![form]
@@ -340,7 +343,7 @@ fn action(action: Action, family: Family) -> String {
             format!("-j TPROXY --on-port {port} --on-ip {any} --tproxy-mark 0x0/0x0")
         }
         Action::MarkConnection => format!("-j CONNMARK --set-xmark {MARK:#x}/0xffffffff"),
-        Action::MarkPacket => format!("-j MARK --set-xmark {MARK:#x}/0xffffffff"),
+        Action::MarkPacket(mark) => format!("-j MARK --set-xmark {mark:#x}/0xffffffff"),
         Action::Untrack => "-j CT --notrack".to_owned(),
     }
 }

@@ -7,12 +7,14 @@
 mod addresses;
 mod check;
 mod command;
+pub mod datagram;
 mod foreign;
 mod iptables;
 mod netlink;
 mod nft;
 mod options;
 mod plan;
+mod policy;
 mod route;
 
 use std::{fs, io, net::IpAddr, path::Path};
@@ -106,7 +108,7 @@ pub fn print(options: &Options) -> String {
             text
         }
     };
-    for line in route::commands(options.settings().mode, plan.ipv6) {
+    for line in route::commands(options, plan.ipv6) {
         text.push_str(&format!("# {line}\n"));
     }
     text
@@ -151,11 +153,12 @@ pub fn install(options: &Options) -> Result<Report, CaptureError> {
 /// When something could not be removed.
 pub fn remove() -> Result<(), CaptureError> {
     let seen = Seen::look()?;
+    // As long as routing leads anything here, rules take it.
+    for family in [Family::V4, Family::V6] {
+        route::apply(None, family).map_err(CaptureError::Kernel)?;
+    }
     for backend in BACKENDS {
         seen.remove_ours(backend)?;
-    }
-    for family in [Family::V4, Family::V6] {
-        route::remove_local(family).map_err(CaptureError::Kernel)?;
     }
     route::remove_source_v6().map_err(CaptureError::Kernel)
 }
@@ -188,7 +191,11 @@ fn install_all(
     seen: &Seen,
     notes: &mut Vec<String>,
 ) -> Result<Backend, CaptureError> {
-    install_routes(options.settings().mode, ipv6)?;
+    let is_route = options.settings().mode == Mode::Route;
+    // In mode route rules drop what would leave in plaintext, so they come first and go last.
+    if !is_route {
+        install_routes(options, ipv6)?;
+    }
     let plan = Plan::new(options, ipv6);
     let backend = first_that_works(options.settings().backend, |backend| match backend {
         Backend::Iptables | Backend::IptablesLegacy => with_iptables(backend, &plan),
@@ -203,6 +210,9 @@ fn install_all(
             .into_iter()
             .map(|why| format!("{why}; using {backend}")),
     );
+    if is_route {
+        install_routes(options, ipv6)?;
+    }
     for other in BACKENDS.into_iter().filter(|other| *other != backend) {
         seen.remove_ours(other)?;
     }
@@ -210,24 +220,20 @@ fn install_all(
 }
 
 /// The routes that the mode needs, and not those that another one needed.
-fn install_routes(mode: Mode, ipv6: bool) -> Result<(), CaptureError> {
+fn install_routes(options: &Options, ipv6: bool) -> Result<(), CaptureError> {
     let routes = route::routes()
         .map_err(|error| CaptureError::Kernel(format!("routes: {}", netlink::explain(error))))?;
     let mut in_ours = routes
         .iter()
         .filter(|one| one.table == route::ROUTING_TABLE);
-    if mode == Mode::Tproxy
+    if options.settings().mode != Mode::Redirect
         && let Some(foreign) = in_ours.find(|one| !one.is_ours)
     {
         return Err(CaptureError::Routes(foreign.to));
     }
     for (family, wanted) in [(Family::V4, true), (Family::V6, ipv6)] {
-        let result = if mode == Mode::Tproxy && wanted {
-            route::add_local(family)
-        } else {
-            route::remove_local(family)
-        };
-        result.map_err(CaptureError::Kernel)?;
+        let options = wanted.then_some(options);
+        route::apply(options, family).map_err(CaptureError::Kernel)?;
     }
     let result = if ipv6 {
         route::add_source_v6()

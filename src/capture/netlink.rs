@@ -86,6 +86,12 @@ impl Message {
         self.close(start);
     }
 
+    /// What follows the header, as a receiver gets it.
+    #[cfg(test)]
+    pub fn body(&self) -> &[u8] {
+        &self.0[HEADER..]
+    }
+
     fn open(&mut self, kind: u16) -> usize {
         let start = self.0.len();
         self.0.extend_from_slice(&[0, 0]);

@@ -368,8 +368,9 @@ impl Expressions<'_> {
             Match::OutLoopback => self.meta(5, EQUAL, &LOOPBACK_INDEX.to_ne_bytes()),
             Match::NotOutLoopback => self.meta(5, NOT_EQUAL, &LOOPBACK_INDEX.to_ne_bytes()),
             Match::InLoopback => self.meta(4, EQUAL, &LOOPBACK_INDEX.to_ne_bytes()),
-            Match::NotToLocal => self.not_local(2),
-            Match::NotFromLocal => self.not_local(1),
+            Match::NotToLocal => self.local(2, NOT_EQUAL),
+            Match::ToLocal => self.local(2, EQUAL),
+            Match::NotFromLocal => self.local(1, NOT_EQUAL),
             Match::User(id) => self.meta(10, EQUAL, &id.to_ne_bytes()),
             Match::Group(id) => self.meta(11, EQUAL, &id.to_ne_bytes()),
             Match::Reply => {
@@ -388,6 +389,15 @@ impl Expressions<'_> {
             Match::Marked => {
                 self.conntrack(3);
                 self.compare(EQUAL, &MARK.to_ne_bytes());
+            }
+            Match::PacketMarked(mark) => self.meta(3, EQUAL, &mark.to_ne_bytes()),
+            Match::NotOpening => {
+                const FIN_SYN_RST_ACK: u8 = 0x17;
+                const SYN: u8 = 0x02;
+                self.protocol(Protocol::Tcp, EQUAL);
+                self.transport(13, 1);
+                self.bits(&[FIN_SYN_RST_ACK]);
+                self.compare(NOT_EQUAL, &[SYN]);
             }
             Match::Reset => {
                 self.protocol(Protocol::Tcp, EQUAL);
@@ -429,8 +439,8 @@ impl Expressions<'_> {
                     ct.number(4, REGISTER);
                 });
             }
-            Action::MarkPacket => {
-                self.load(&MARK.to_ne_bytes());
+            Action::MarkPacket(mark) => {
+                self.load(&mark.to_ne_bytes());
                 self.add("meta", |meta| {
                     meta.number(2, 3);
                     meta.number(3, REGISTER);
@@ -477,11 +487,7 @@ impl Expressions<'_> {
     }
 
     fn protocol(&mut self, protocol: Protocol, operator: u32) {
-        let number = match protocol {
-            Protocol::Tcp => 6,
-            Protocol::Udp => 17,
-        };
-        self.meta(16, operator, &[number]);
+        self.meta(16, operator, &[protocol.number()]);
     }
 
     fn payload(&mut self, base: u32, offset: u32, length: u32) {
@@ -546,7 +552,7 @@ impl Expressions<'_> {
         });
     }
 
-    fn not_local(&mut self, which: u32) {
+    fn local(&mut self, which: u32, operator: u32) {
         const ADDRESS_TYPE: u32 = 3;
         const LOCAL: u32 = 2;
         self.add("fib", |fib| {
@@ -554,7 +560,7 @@ impl Expressions<'_> {
             fib.number(2, ADDRESS_TYPE);
             fib.number(3, which);
         });
-        self.compare(NOT_EQUAL, &LOCAL.to_ne_bytes());
+        self.compare(operator, &LOCAL.to_ne_bytes());
     }
 
     fn conntrack(&mut self, key: u32) {

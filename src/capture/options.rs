@@ -20,6 +20,9 @@ pub enum Mode {
     Redirect,
     /// Nothing is rewritten; the application sees the caller's address.
     Tproxy,
+    /// Nothing is rewritten, nor tracked by the kernel, in either direction; the application sees
+    /// the sidecar as its caller.
+    Route,
 }
 
 /// Who puts the rules into the kernel.
@@ -40,6 +43,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Redirect => "redirect",
             Self::Tproxy => "tproxy",
+            Self::Route => "route",
         })
     }
 }
@@ -62,7 +66,8 @@ impl FromStr for Mode {
         match text {
             "redirect" => Ok(Self::Redirect),
             "tproxy" => Ok(Self::Tproxy),
-            _ => Err(format!("`{text}` is neither redirect nor tproxy")),
+            "route" => Ok(Self::Route),
+            _ => Err(format!("`{text}` is none of redirect, tproxy, route")),
         }
     }
 }
@@ -96,13 +101,16 @@ impl PortRange {
     /// One port; none for 0, which is no port.
     #[must_use]
     pub const fn one(port: u16) -> Option<Self> {
-        if port == 0 {
+        Self::new(port, port)
+    }
+
+    /// From the first to the last; none if that is backwards or begins with 0.
+    #[must_use]
+    pub const fn new(first: u16, last: u16) -> Option<Self> {
+        if first == 0 || first > last {
             return None;
         }
-        Some(Self {
-            first: port,
-            last: port,
-        })
+        Some(Self { first, last })
     }
 
     /// The first port.
@@ -345,6 +353,7 @@ impl Options {
         check_ports(&settings, &mut errors);
         check_users(&settings, &mut errors);
         check_lengths(&settings, &mut errors);
+        check_route(&settings, &mut errors);
         if !errors.is_empty() {
             return Err(OptionsError(errors));
         }
@@ -472,6 +481,38 @@ fn check_users(settings: &Settings, errors: &mut Vec<String>) {
         if id == u32::MAX {
             errors.push(format!(
                 "{option}: {id} is no ID on Linux; choose a lower one"
+            ));
+        }
+    }
+}
+
+/// What routing cannot tell apart.
+fn check_route(settings: &Settings, errors: &mut Vec<String>) {
+    if settings.mode != Mode::Route {
+        return;
+    }
+    if settings.proxy_uid == 0 {
+        errors.push(
+            "--proxy-uid: in mode route the sidecar is known by its user, and the kernel's own \
+             packets are root's; choose another user"
+                .to_owned(),
+        );
+    }
+    if settings.inbound_ports.is_some() {
+        errors.push(
+            "--inbound-ports: mode route captures all; name those that are not captured with \
+             --exclude-inbound-ports, or use another mode"
+                .to_owned(),
+        );
+    }
+    for (option, ranges) in [
+        ("--exclude-inbound-ports", &settings.exclude_inbound_ports),
+        ("--exclude-outbound-ports", &settings.exclude_outbound_ports),
+    ] {
+        for range in ranges.iter().filter(|range| range.last == u16::MAX) {
+            errors.push(format!(
+                "{option}: {range} has 65535 in it, which rules of routing cannot name; leave it \
+                 out, or use another mode"
             ));
         }
     }
@@ -733,7 +774,13 @@ mod tests {
             ("--print=yes", &["--print", "no such option"]),
             ("stray", &["stray", "no such option"]),
             ("--mode", &["--mode", "missing"]),
-            ("--mode x", &["--mode", "redirect", "tproxy"]),
+            ("--mode x", &["--mode", "redirect", "tproxy", "route"]),
+            ("--mode route --proxy-uid 0", &["--proxy-uid", "another"]),
+            ("--mode route --inbound-ports 80", &["--exclude-inbound"]),
+            (
+                "--mode route --exclude-inbound-ports 15000-65535",
+                &["--exclude-inbound-ports", "65535"],
+            ),
             ("--backend x", &["--backend", "iptables-legacy"]),
             ("--print --check", &["--print", "one of them"]),
             ("--only-uids 1 --only-uids 2", &["--only-uids", "twice"]),

@@ -7,9 +7,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use rustix::io::Errno;
 
 use super::{
+    addresses,
     netlink::{CREATE, DUMP, EXCLUSIVE, Message, REPLACE, Socket, attributes, explain},
-    options::{Cidr, Mode},
+    options::{Cidr, Mode, Options},
     plan::{Family, MARK, SOURCE_V6},
+    policy::{self, PolicyRule},
 };
 
 /// The routing table of ours: everything is local.
@@ -40,7 +42,7 @@ pub struct Route {
     pub table: u8,
     /// Whether packets leave by it (and are not delivered here or thrown away).
     pub leaves: bool,
-    /// Whether it is the one that [`add_local`] makes.
+    /// Whether it is one of those that [`apply`] makes.
     pub is_ours: bool,
     /// Where it leads.
     pub to: Cidr,
@@ -97,34 +99,75 @@ fn route(body: &[u8]) -> Option<Route> {
     })
 }
 
-/// Packets with our mark are delivered here, whatever their destination.
+/// Puts in force what the mode needs for a family, in place of what another one needed;
+/// without options, takes everything away. What is not there is no error.
 ///
 /// # Errors
-/// When the kernel refuses.
-pub fn add_local(family: Family) -> Result<(), String> {
-    let mut socket = open()?;
-    let result = socket.request(local_route(NEW_ROUTE, CREATE | REPLACE, family));
-    named(result, "the route of table 133", &[])?;
-    let result = socket.request(rule(NEW_RULE, CREATE | EXCLUSIVE, family));
-    named(result, "the routing rule of table 133", &[Errno::EXIST])
+/// When the kernel refuses, or somebody else has rules where ours are to be.
+pub fn apply(options: Option<&Options>, family: Family) -> Result<(), String> {
+    match options {
+        Some(options) if options.settings().mode == Mode::Tproxy => {
+            lead(family, &[])?;
+            add_local(family, None)?;
+            let result = open()?.request(rule(NEW_RULE, CREATE | EXCLUSIVE, family));
+            named(result, "the routing rule of table 133", &[Errno::EXIST])
+        }
+        Some(options) if options.settings().mode == Mode::Route => {
+            remove_marked(family)?;
+            add_local(family, Some(source(family)))?;
+            lead(family, &policy::rules(options, family))
+        }
+        _ => {
+            lead(family, &[])?;
+            remove_marked(family)?;
+            let result = open()?.request(local_route(DEL_ROUTE, 0, family, None));
+            named(result, "the route of table 133", &ABSENT)
+        }
+    }
 }
 
-/// Undoes [`add_local`]; what is not there is no error.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn remove_local(family: Family) -> Result<(), String> {
-    const ABSENT: [Errno; 4] = [
-        Errno::NOENT,
-        Errno::SRCH,
-        Errno::AFNOSUPPORT,
-        Errno::OPNOTSUPP,
-    ];
-    let mut socket = open()?;
-    let result = socket.request(rule(DEL_RULE, 0, family));
-    named(result, "the routing rule of table 133", &ABSENT)?;
-    let result = socket.request(local_route(DEL_ROUTE, 0, family));
-    named(result, "the route of table 133", &ABSENT)
+const ABSENT: [Errno; 4] = [
+    Errno::NOENT,
+    Errno::SRCH,
+    Errno::AFNOSUPPORT,
+    Errno::OPNOTSUPP,
+];
+
+fn lead(family: Family, rules: &[PolicyRule]) -> Result<(), String> {
+    let absent: &[Errno] = if rules.is_empty() { &ABSENT } else { &[] };
+    match policy::apply(family, rules) {
+        Err(Errno::EXIST) => Err(
+            "routing rules of somebody else have the priorities 133 to 135: give them others, or \
+             use --mode redirect"
+                .to_owned(),
+        ),
+        result => named(result, "routing rules", absent),
+    }
+}
+
+/// The address that connections get which are led to table 133 and did not choose one: that of
+/// the way out, as an application expects. The kernel's own choice would be the destination
+/// itself, or [`SOURCE_V6`]. Should the machine lose the address, connections fail.
+fn source(family: Family) -> IpAddr {
+    let (is_v6, loopback): (bool, IpAddr) = match family {
+        Family::V6 => (true, Ipv6Addr::LOCALHOST.into()),
+        Family::V4 | Family::Both => (false, Ipv4Addr::LOCALHOST.into()),
+    };
+    let own = addresses::addresses().unwrap_or_default();
+    let mut own = own.into_iter().filter(|address| address.is_ipv6() == is_v6);
+    own.next().unwrap_or(loopback)
+}
+
+/// What is led to table 133 is delivered here, whatever its destination.
+fn add_local(family: Family, source: Option<IpAddr>) -> Result<(), String> {
+    let result = open()?.request(local_route(NEW_ROUTE, CREATE | REPLACE, family, source));
+    named(result, "the route of table 133", &[])
+}
+
+/// Takes away the rule of mode tproxy.
+fn remove_marked(family: Family) -> Result<(), String> {
+    let result = open()?.request(rule(DEL_RULE, 0, family));
+    named(result, "the routing rule of table 133", &ABSENT)
 }
 
 /// Gives `::6` to the loopback interface, for those who ask for it; 127.0.0.6 is always there.
@@ -169,8 +212,8 @@ const fn number(family: Family) -> u8 {
     }
 }
 
-/// `local default dev lo table 133`.
-fn local_route(kind: u16, flags: u16, family: Family) -> Message {
+/// `local default dev lo table 133`, for connections with this address.
+fn local_route(kind: u16, flags: u16, family: Family, source: Option<IpAddr>) -> Message {
     const STATIC: u8 = 4;
     const HOST_SCOPE: u8 = 254;
     let family = number(family);
@@ -192,6 +235,11 @@ fn local_route(kind: u16, flags: u16, family: Family) -> Message {
     ];
     let mut message = Message::new(kind, flags, &head);
     message.attribute(4, &LOOPBACK_INDEX.to_ne_bytes());
+    match source {
+        Some(IpAddr::V4(source)) => message.attribute(7, &source.octets()),
+        Some(IpAddr::V6(source)) => message.attribute(7, &source.octets()),
+        None => {}
+    }
     message
 }
 
@@ -243,7 +291,8 @@ fn source_v6(kind: u16, flags: u16) -> Message {
 
 /// What is done here, as commands of `ip`.
 #[must_use]
-pub fn commands(mode: Mode, ipv6: bool) -> Vec<String> {
+pub fn commands(options: &Options, ipv6: bool) -> Vec<String> {
+    let mode = options.settings().mode;
     let mut families = vec!["-4"];
     let mut lines = Vec::new();
     if ipv6 {
@@ -252,7 +301,21 @@ pub fn commands(mode: Mode, ipv6: bool) -> Vec<String> {
             "ip -6 address add {SOURCE_V6}/128 dev lo nodad preferred_lft 0"
         ));
     }
-    if mode == Mode::Tproxy {
+    if mode == Mode::Route {
+        for family in [Family::V4, Family::V6].into_iter().take(families.len()) {
+            let ip = if family == Family::V6 {
+                "ip -6"
+            } else {
+                "ip -4"
+            };
+            // Which one, is known only when it is done.
+            lines.push(format!(
+                "{ip} route add local default dev lo table {ROUTING_TABLE} src ADDRESS"
+            ));
+            let rules = policy::rules(options, family);
+            lines.extend(rules.iter().map(|rule| format!("{ip} rule add {rule}")));
+        }
+    } else if mode == Mode::Tproxy {
         for family in families {
             lines.push(format!(
                 "ip {family} route add local default dev lo table {ROUTING_TABLE}"

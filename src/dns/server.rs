@@ -9,7 +9,7 @@ use futures_util::{
     stream::FuturesUnordered,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::{
         TcpListener, TcpStream, UdpSocket,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -25,7 +25,10 @@ use super::{
     names::{Answer, Asked, Names},
     wire::{self, Incoming, Query, Rcode},
 };
-use crate::telemetry::Metrics;
+use crate::{
+    capture::datagram::{self, Impersonator},
+    telemetry::Metrics,
+};
 
 /// UDP queries of one address that are being answered.
 const MAX_QUERIES: usize = 1024;
@@ -73,10 +76,13 @@ pub async fn serve(
         resolver,
         metrics,
     });
-    tokio::join!(
-        serve_udp(Arc::new(udp), service.clone()),
-        serve_tcp(tcp, service)
-    );
+    let datagrams = async {
+        match Datagrams::new(udp) {
+            Ok(datagrams) => serve_udp(Arc::new(datagrams), service.clone()).await,
+            Err(error) => tracing::error!(%error, "DNS over UDP is not answered"),
+        }
+    };
+    tokio::join!(datagrams, serve_tcp(tcp, service.clone()));
 }
 
 /// Tasks that come to an end by themselves, also when nobody watches them any more.
@@ -88,11 +94,72 @@ impl Drop for Finishing {
     }
 }
 
-async fn serve_udp(socket: Arc<UdpSocket>, service: Arc<Service>) {
+/// Who gets an answer.
+#[derive(Clone, Copy, Debug)]
+struct Asker {
+    client: SocketAddr,
+    /// Whom the client asked, if it was somebody else: it expects the answer from there.
+    asked: Option<SocketAddr>,
+}
+
+/// A UDP socket, and who answers for those whose queries were led to it unchanged.
+#[derive(Debug)]
+struct Datagrams {
+    socket: UdpSocket,
+    impersonator: Option<Impersonator>,
+}
+
+impl Datagrams {
+    fn new(socket: UdpSocket) -> io::Result<Self> {
+        let address = socket.local_addr()?;
+        // Without that right nothing is led here unchanged.
+        let impersonator = datagram::take_all(&socket, address)
+            .and_then(|()| Impersonator::new(address))
+            .map_err(|error| tracing::debug!(%error, %address, "no DNS by capture's mode route"))
+            .ok();
+        Ok(Self {
+            socket,
+            impersonator,
+        })
+    }
+
+    async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Asker)> {
+        let Some(_) = self.impersonator else {
+            let (length, client) = self.socket.recv_from(buffer).await?;
+            return Ok((
+                length,
+                Asker {
+                    client,
+                    asked: None,
+                },
+            ));
+        };
+        let received = self.socket.async_io(Interest::READABLE, || {
+            datagram::receive(&self.socket, buffer)
+        });
+        let (length, client, asked) = received.await?;
+        let own = self.socket.local_addr()?;
+        let asked = asked.filter(|asked| *asked != own);
+        Ok((length, Asker { client, asked }))
+    }
+
+    async fn send(&self, answer: &[u8], to: Asker) {
+        let client = to.client;
+        let sent = match (&self.impersonator, to.asked) {
+            (Some(impersonator), Some(asked)) => impersonator.send(answer, asked, client),
+            _ => self.socket.send_to(answer, client).await.map(drop),
+        };
+        if let Err(error) = sent {
+            tracing::debug!(%error, %client, "a DNS answer cannot be sent");
+        }
+    }
+}
+
+async fn serve_udp(socket: Arc<Datagrams>, service: Arc<Service>) {
     let mut queries = Finishing(JoinSet::new());
     let mut buffer = vec![0; MAX_UDP_QUERY];
     loop {
-        let (packet, client) = match socket.recv_from(&mut buffer).await {
+        let (packet, client) = match socket.receive(&mut buffer).await {
             Ok((length, client)) => (buffer[..length].to_vec(), client),
             Err(error) => {
                 tracing::debug!(%error, "a DNS query cannot be received");
@@ -104,22 +171,16 @@ async fn serve_udp(socket: Arc<UdpSocket>, service: Arc<Service>) {
         if queries.0.len() >= MAX_QUERIES {
             // At once: the client may have another resolver, and its time is short.
             if let Some(answer) = service.too_busy(packet) {
-                send(&socket, &answer, client).await;
+                socket.send(&answer, client).await;
             }
             continue;
         }
         let (socket, service) = (socket.clone(), service.clone());
         queries.0.spawn(async move {
             if let Some(answer) = service.answer(packet, Transport::Udp).await {
-                send(&socket, &answer, client).await;
+                socket.send(&answer, client).await;
             }
         });
-    }
-}
-
-async fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
-    if let Err(error) = socket.send_to(answer, client).await {
-        tracing::debug!(%error, %client, "a DNS answer cannot be sent");
     }
 }
 

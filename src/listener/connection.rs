@@ -114,7 +114,7 @@ pub(super) async fn serve(
         open,
     };
     let config = &context.listener.config;
-    let arrived = socket::arrived(&tcp, config.arrival, config.address.port());
+    let arrived = socket::arrived(&tcp, config.arrival, config.address);
     let result = match (arrived, context.listener.side()) {
         (Arrived::Here, side) if config.arrival.is_captured() => match side {
             Side::Client => explicit(&context, tcp).await,

@@ -14,15 +14,16 @@ const BACKLOG: i32 = 1024;
 pub(super) enum Arrived {
     /// The client connected to this socket's address.
     Here,
-    /// The kernel changed its destination (REDIRECT); it was this.
+    /// The kernel led it here; it was made to this. The application will see us as its caller.
     Redirected(SocketAddr),
-    /// The kernel gave it to us as it is (TPROXY): our address on it is what it was made to.
+    /// The same, and the application is to see the caller.
     Transparently(SocketAddr),
 }
 
-/// Tells how a connection came to a socket of port `port`. An IPv4 address in IPv6 clothes
-/// counts as IPv4.
-pub(super) fn arrived(tcp: &TcpStream, arrival: Arrival, port: u16) -> Arrived {
+/// Tells how a connection came to a socket of address `listening`: the kernel has changed its
+/// destination (REDIRECT), or has not, and then our address on it is what it was made to
+/// (TPROXY). An IPv4 address in IPv6 clothes counts as IPv4.
+pub(super) fn arrived(tcp: &TcpStream, arrival: Arrival, listening: SocketAddr) -> Arrived {
     if !arrival.is_captured() {
         return Arrived::Here;
     }
@@ -36,11 +37,16 @@ pub(super) fn arrived(tcp: &TcpStream, arrival: Arrival, port: u16) -> Arrived {
     };
     match original.ok().and_then(|a| a.as_socket()).map(plain) {
         Some(original) if original != local => Arrived::Redirected(original),
-        _ if arrival == Arrival::Transparent && local.port() != port => {
-            Arrived::Transparently(local)
-        }
-        _ => Arrived::Here,
+        _ if is_here(local, plain(listening)) => Arrived::Here,
+        _ if arrival == Arrival::Transparent => Arrived::Transparently(local),
+        _ => Arrived::Redirected(local),
     }
+}
+
+/// Whether a connection with this address of ours was made to the listening socket itself.
+fn is_here(local: SocketAddr, listening: SocketAddr) -> bool {
+    let any = listening.ip().is_unspecified();
+    local.port() == listening.port() && (any || local.ip() == listening.ip())
 }
 
 /// Whether no call from elsewhere can be for this destination: what listens on loopback only,
@@ -57,7 +63,9 @@ fn plain(address: SocketAddr) -> SocketAddr {
 /// spreads connections over them), with what its kind of arrival needs.
 ///
 /// # Errors
-/// When the address cannot be bound; the text names it. A transparent socket needs CAP_NET_RAW or CAP_NET_ADMIN.
+/// When the address cannot be bound; the text names it. A transparent socket needs CAP_NET_RAW or
+/// CAP_NET_ADMIN; one for redirected connections is transparent, too, if that is allowed, since
+/// mode route of capture redirects without changing the destination.
 pub fn bind_for(
     address: SocketAddr,
     arrival: Arrival,
@@ -89,11 +97,14 @@ fn one(address: SocketAddr, arrival: Arrival, shared: bool) -> io::Result<std::n
         // IPv4 has a socket of its own.
         socket.set_only_v6(true)?;
     }
-    if arrival == Arrival::Transparent {
-        match address {
-            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
-        }
+    let transparent = || match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    };
+    match arrival {
+        Arrival::Transparent => transparent()?,
+        Arrival::Redirected => drop(transparent()),
+        _ => {}
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -116,7 +127,7 @@ fn explain(address: SocketAddr, error: &io::Error) -> String {
 mod tests {
     use std::net::{SocketAddr, TcpListener};
 
-    use super::{bind_for, is_private};
+    use super::{bind_for, is_here, is_private};
     use crate::config::Arrival;
 
     fn bind(address: SocketAddr, workers: usize) -> Result<Vec<TcpListener>, String> {
@@ -138,6 +149,23 @@ mod tests {
                 private,
                 "{destination}"
             );
+        }
+    }
+
+    #[test]
+    fn whoever_calls_the_socket_itself_was_not_led_here() {
+        for (local, listening, here) in [
+            ("127.0.0.1:14001", "127.0.0.1:14001", true),
+            ("10.9.0.2:80", "127.0.0.1:14001", false),
+            // Another host's sidecar.
+            ("10.9.0.2:14001", "127.0.0.1:14001", false),
+            ("10.9.0.2:14006", "0.0.0.0:14006", true),
+            ("10.9.0.2:80", "0.0.0.0:14006", false),
+            ("[fd00::2]:14001", "[::1]:14001", false),
+            ("[fd00::2]:14006", "[::]:14006", true),
+        ] {
+            let found = is_here(local.parse().unwrap(), listening.parse().unwrap());
+            assert_eq!(found, here, "{local} {listening}");
         }
     }
 

@@ -8,6 +8,7 @@ mod inbound;
 mod install;
 mod invalid;
 mod outbound;
+mod route;
 mod selftest;
 mod space;
 mod tproxy;

@@ -1,6 +1,7 @@
 //! The subjects of `compare --captured`: the client and each server on a host of its own (a
 //! network namespace), no application knows of a proxy. Weft and Envoy are captured by the
-//! same rules; `explicit` is Weft without capture between the same kind of hosts.
+//! same rules; `route` is Weft captured in mode route, `explicit` Weft without capture between the
+//! same kind of hosts, and `hooks` the same where the kernel calls rules that say nothing.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -16,11 +17,11 @@ use crate::load::Target;
 use crate::netns::{self, Family, Host, User};
 use crate::pki::{self, Files, SERVER_NAME};
 use crate::pods::{self, Cluster, Mode, mesh_config, service, until_answered, workload};
-use crate::process::Process;
+use crate::process::{Process, which};
 use crate::weft::write_config;
 
 /// In the order in which they are measured.
-pub(crate) const NAMES: [&str; 4] = ["direct", "explicit", "weft", "envoy"];
+pub(crate) const NAMES: [&str; 6] = ["direct", "explicit", "hooks", "weft", "route", "envoy"];
 
 /// The application's ports: HTTP/1.1, HTTP/2, gRPC.
 const PORTS: [u16; 3] = [8080, 8081, 8082];
@@ -64,8 +65,16 @@ pub(crate) async fn start_all(
     for subject in NAMES.into_iter().filter(|name| names.contains(name)) {
         let started = match subject {
             "direct" => Box::pin(setup.direct(&mut servers)).await,
-            "explicit" => Box::pin(setup.explicit(&mut servers)).await,
-            "weft" => Box::pin(setup.weft(&mut servers)).await,
+            "explicit" => Box::pin(setup.explicit(subject, EXPLICIT, &mut servers)).await,
+            "hooks" => Box::pin(setup.explicit(subject, HOOKS, &mut servers)).await,
+            "weft" => {
+                let mode = Mode::Redirect;
+                Box::pin(setup.weft(subject, WEFT, mode, &mut servers)).await
+            }
+            "route" => {
+                let mode = Mode::Route;
+                Box::pin(setup.weft(subject, ROUTE, mode, &mut servers)).await
+            }
             _ => Box::pin(setup.envoy(&mut servers)).await,
         };
         match started {
@@ -90,6 +99,16 @@ pub(crate) async fn start_all(
 /// The hosts of a subject: its name, and the numbers of its client and its server.
 const EXPLICIT: (u8, u8) = (22, 23);
 const WEFT: (u8, u8) = (24, 25);
+const HOOKS: (u8, u8) = (28, 29);
+const ROUTE: (u8, u8) = (30, 31);
+/// The third numbers of the services' addresses.
+const WEFT_SERVICES: u8 = 0;
+const ROUTE_SERVICES: u8 = 1;
+
+/// What any rules cost that look at packets at all: chains where mode route has its own, empty.
+const EMPTY_CHAINS: &str = "table inet hooks { \
+    chain output { type filter hook output priority -150; }; \
+    chain prerouting { type filter hook prerouting priority -150; }; }";
 
 fn documents() -> String {
     let mut text = mesh_config("allow");
@@ -107,33 +126,37 @@ fn documents() -> String {
         )
     };
     let ports = format!("  ports: [{}]\n", PORTS.map(listen).join(", "));
-    text += &explicit("explicit-client", EXPLICIT.0, "");
-    text += &explicit("explicit-server", EXPLICIT.1, &ports);
-    text += &workload(
-        "weft-client",
-        "weft-client",
-        WEFT.0,
-        Mode::Redirect,
-        &[],
-        &[],
-    );
-    text += &workload(
-        "weft-server",
-        "weft-server",
-        WEFT.1,
-        Mode::Redirect,
-        &[],
-        &PORTS,
-    );
+    for (name, (client, server)) in [("explicit", EXPLICIT), ("hooks", HOOKS)] {
+        text += &explicit(&format!("{name}-client"), client, "");
+        text += &explicit(&format!("{name}-server"), server, &ports);
+    }
+    for (name, (client, server), mode) in [
+        ("weft", WEFT, Mode::Redirect),
+        ("route", ROUTE, Mode::Route),
+    ] {
+        let (caller, called) = (format!("{name}-client"), format!("{name}-server"));
+        text += &workload(&caller, &caller, client, mode, &[], &[]);
+        text += &workload(&called, &called, server, mode, &[], &PORTS);
+    }
     for (i, (port, protocol)) in (0_u16..).zip(PORTS.into_iter().zip(PROTOCOLS)) {
         let ports = [("main", 80, port, Some(protocol))];
-        text += &service(&format!("explicit-{i}"), "explicit-server", "", &ports);
-        text += &service(
-            &format!("weft-{i}"),
-            "weft-server",
-            &format!("10.96.0.{}", 10 + i),
-            &ports,
-        );
+        for name in ["explicit", "hooks"] {
+            text += &service(
+                &format!("{name}-{i}"),
+                &format!("{name}-server"),
+                "",
+                &ports,
+            );
+        }
+        for (name, net) in [("weft", WEFT_SERVICES), ("route", ROUTE_SERVICES)] {
+            let address = format!("10.96.{net}.{}", 10 + i);
+            text += &service(
+                &format!("{name}-{i}"),
+                &format!("{name}-server"),
+                &address,
+                &ports,
+            );
+        }
     }
     text
 }
@@ -183,15 +206,26 @@ impl Setup<'_> {
         ))
     }
 
-    async fn explicit(&self, servers: &mut Vec<Server>) -> Result<Subject> {
-        let client = self
-            .cluster
-            .pod_uncaptured("explicit-client", EXPLICIT.0, Mode::Redirect)
-            .await?;
-        let server = self
-            .cluster
-            .pod_uncaptured("explicit-server", EXPLICIT.1, Mode::Redirect)
-            .await?;
+    /// Uncaptured; with empty chains in the way if that is what it is called.
+    async fn explicit(
+        &self,
+        name: &'static str,
+        (client, server): (u8, u8),
+        servers: &mut Vec<Server>,
+    ) -> Result<Subject> {
+        let pod = async |side: &str, number: u8| {
+            let name = format!("{name}-{side}");
+            let mode = Mode::Redirect;
+            self.cluster.pod_uncaptured(&name, number, mode).await
+        };
+        let (client, server) = (pod("client", client).await?, pod("server", server).await?);
+        if name == "hooks" {
+            let nft = which("nft").context("no nft")?;
+            for host in [&client.host, &server.host] {
+                let spec = host.spec("nft", &nft, User::Root).arg(EMPTY_CHAINS);
+                spec.run(self.dir, pods::READY).await?.ok("nft")?;
+            }
+        }
         let others = self.apps(&server.host, &server.name, servers).await?;
         let proxies = Pair {
             server: server.start_ready().await?,
@@ -199,30 +233,37 @@ impl Setup<'_> {
         };
         let outbound = SocketAddr::from(([127, 0, 0, 1], 14001));
         let targets =
-            [0, 1, 2].map(|i| target(&client.host, outbound, &format!("explicit-{i}.bench")));
+            [0, 1, 2].map(|i| target(&client.host, outbound, &format!("{name}-{i}.bench")));
         let version = version(&client.proxy, "--version", self.dir).await;
-        Ok(subject("explicit", targets, others, Some(proxies), version))
+        Ok(subject(name, targets, others, Some(proxies), version))
     }
 
-    async fn weft(&self, servers: &mut Vec<Server>) -> Result<Subject> {
-        let client = self
-            .cluster
-            .pod("weft-client", WEFT.0, Mode::Redirect, &[])
-            .await?;
-        let server = self
-            .cluster
-            .pod("weft-server", WEFT.1, Mode::Redirect, &[])
-            .await?;
+    async fn weft(
+        &self,
+        name: &'static str,
+        (client, server): (u8, u8),
+        mode: Mode,
+        servers: &mut Vec<Server>,
+    ) -> Result<Subject> {
+        let pod = async |side: &str, number: u8| {
+            let name = format!("{name}-{side}");
+            self.cluster.pod(&name, number, mode, &[]).await
+        };
+        let (client, server) = (pod("client", client).await?, pod("server", server).await?);
         let others = self.apps(&server.host, &server.name, servers).await?;
         let proxies = Pair {
             server: server.start_ready().await?,
             client: client.start_ready().await?,
         };
-        let addresses = [10, 11, 12].map(|last| SocketAddr::from(([10, 96, 0, last], 80)));
+        let net = match mode {
+            Mode::Route => ROUTE_SERVICES,
+            Mode::Redirect | Mode::Tproxy => WEFT_SERVICES,
+        };
+        let addresses = [10, 11, 12].map(|last| SocketAddr::from(([10, 96, net, last], 80)));
         until_answered(&client.host, addresses[0], |reply| reply.status == 200).await?;
         let targets = addresses.map(|address| target(&client.host, address, &address.to_string()));
         let version = version(&client.proxy, "--version", self.dir).await;
-        Ok(subject("weft", targets, others, Some(proxies), version))
+        Ok(subject(name, targets, others, Some(proxies), version))
     }
 
     async fn envoy(&self, servers: &mut Vec<Server>) -> Result<Subject> {

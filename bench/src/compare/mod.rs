@@ -37,8 +37,8 @@ pub(crate) struct Options {
     /// HAProxy's program [default: `haproxy` of PATH]
     #[arg(long, value_name = "PATH")]
     haproxy: Option<PathBuf>,
-    /// With transparent capture, on hosts made of network namespaces (needs root), beside explicit
-    /// ports and an Envoy that is captured by the same rules
+    /// With transparent capture, on hosts made of network namespaces (needs root), in
+    /// modes redirect and route, beside explicit ports and an Envoy that is captured by the same rules
     #[arg(long)]
     captured: bool,
     /// Only the pairs `subject/workload` that this matches, such as `weft|floor` or `/http1-c32`

@@ -90,6 +90,7 @@ impl Area {
                 Group::Capture(capture::Group::Init),
                 Group::Capture(capture::Group::Redirect),
                 Group::Capture(capture::Group::Tproxy),
+                Group::Capture(capture::Group::Route),
                 Group::Capture(capture::Group::Outside),
                 Group::Capture(capture::Group::Detection),
                 Group::Capture(capture::Group::Stability),

@@ -4,6 +4,8 @@
 //! `iptables-restore` ([`super::iptables`]), and as nft syntax (its `Display`).
 //! A packet leaves a chain at the first rule that says so.
 
+mod routed;
+
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -111,6 +113,17 @@ pub enum Protocol {
     Udp,
 }
 
+impl Protocol {
+    /// Its number in the header of IP.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
 /// One condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Match {
@@ -142,6 +155,8 @@ pub enum Match {
     InLoopback,
     /// The destination is no address of ours.
     NotToLocal,
+    /// The destination is an address of ours.
+    ToLocal,
     /// The source is no address of ours.
     NotFromLocal,
     /// The user of the sending process.
@@ -156,6 +171,10 @@ pub enum Match {
     NotInvalid,
     /// Its connection carries [`MARK`].
     Marked,
+    /// The packet carries this mark.
+    PacketMarked(u32),
+    /// It is TCP, and not the first packet of a connection.
+    NotOpening,
     /// It resets its connection.
     Reset,
 }
@@ -175,8 +194,8 @@ pub enum Action {
     Tproxy(u16),
     /// The connection gets [`MARK`]; the next rule decides.
     MarkConnection,
-    /// The packet gets [`MARK`]; the next rule decides.
-    MarkPacket,
+    /// The packet gets this mark; the next rule decides.
+    MarkPacket(u32),
     /// Conntrack leaves the packet alone, here and where the loopback interface delivers it; so
     /// does all address translation.
     Untrack,
@@ -195,32 +214,10 @@ impl Plan {
     pub fn new(options: &Options, ipv6: bool) -> Self {
         let ipv6 = ipv6 && options.settings().ipv6;
         let rules = Rules { options, ipv6 };
-        let mut chains = vec![
-            rules.chain("outbound", Kind::Nat, Some(Hook::Output), {
-                rules.outbound()
-            }),
-            rules.chain("outbound_sidecar", Kind::Nat, None, rules.sidecar()),
-            rules.chain("outbound_destination", Kind::Nat, None, {
-                rules.destination()
-            }),
-            rules.chain("check_outbound", Kind::Mangle, Some(Hook::Output), {
-                rules.check_outbound()
-            }),
-            rules.chain("check_destination", Kind::Mangle, None, {
-                rules.check_destination()
-            }),
-        ];
-        let hook = Some(Hook::Prerouting);
-        if options.settings().mode == Mode::Redirect {
-            chains.push(rules.chain("application", Kind::Raw, Some(Hook::Output), {
-                rules.application()
-            }));
-            chains.push(rules.chain("untracked", Kind::Raw, None, rules.untracked()));
-            chains.push(rules.chain("inbound", Kind::Nat, hook, rules.inbound()));
-            chains.push(rules.chain("check_inbound", Kind::Mangle, hook, rules.check_inbound()));
-        } else {
-            chains.push(rules.chain("inbound", Kind::Mangle, hook, rules.inbound_tproxy()));
-        }
+        let chains = match options.settings().mode {
+            Mode::Redirect | Mode::Tproxy => rules.translated(),
+            Mode::Route => rules.routed(),
+        };
         let mut sets: Vec<Set> = Vec::new();
         for found in chains.iter().flat_map(|chain| &chain.rules) {
             for one in &found.matches {
@@ -241,6 +238,37 @@ struct Rules<'a> {
 }
 
 impl Rules<'_> {
+    /// The chains of the modes that translate addresses.
+    fn translated(&self) -> Vec<Chain> {
+        let mut chains = vec![
+            self.chain("outbound", Kind::Nat, Some(Hook::Output), {
+                self.outbound()
+            }),
+            self.chain("outbound_sidecar", Kind::Nat, None, self.sidecar()),
+            self.chain("outbound_destination", Kind::Nat, None, {
+                self.destination()
+            }),
+            self.chain("check_outbound", Kind::Mangle, Some(Hook::Output), {
+                self.check_outbound()
+            }),
+            self.chain("check_destination", Kind::Mangle, None, {
+                self.check_destination()
+            }),
+        ];
+        let hook = Some(Hook::Prerouting);
+        if self.options.settings().mode == Mode::Redirect {
+            chains.push(self.chain("application", Kind::Raw, Some(Hook::Output), {
+                self.application()
+            }));
+            chains.push(self.chain("untracked", Kind::Raw, None, self.untracked()));
+            chains.push(self.chain("inbound", Kind::Nat, hook, self.inbound()));
+            chains.push(self.chain("check_inbound", Kind::Mangle, hook, self.check_inbound()));
+        } else {
+            chains.push(self.chain("inbound", Kind::Mangle, hook, self.inbound_tproxy()));
+        }
+        chains
+    }
+
     /// A chain; the kernel's calls begin with what holds for all of them.
     fn chain(
         &self,
@@ -354,7 +382,7 @@ impl Rules<'_> {
             // The application answers to an address that is elsewhere; the answer is for us.
             rules.push(rule(
                 [Match::Marked, Match::Tcp, Match::Reply],
-                Action::MarkPacket,
+                Action::MarkPacket(MARK),
             ));
             for owner in self.owners() {
                 rules.push(rule(
@@ -667,6 +695,7 @@ impl fmt::Display for Match {
             Self::NotOutLoopback => f.write_str("oif != \"lo\""),
             Self::InLoopback => f.write_str("iif \"lo\""),
             Self::NotToLocal => f.write_str("fib daddr type != local"),
+            Self::ToLocal => f.write_str("fib daddr type local"),
             Self::NotFromLocal => f.write_str("fib saddr type != local"),
             Self::User(id) => write!(f, "meta skuid {id}"),
             Self::Group(id) => write!(f, "meta skgid {id}"),
@@ -674,6 +703,8 @@ impl fmt::Display for Match {
             Self::New => f.write_str("ct state new"),
             Self::NotInvalid => f.write_str("ct state != invalid"),
             Self::Marked => write!(f, "ct mark {MARK:#010x}"),
+            Self::PacketMarked(mark) => write!(f, "meta mark {mark:#010x}"),
+            Self::NotOpening => f.write_str("tcp flags & (fin | syn | rst | ack) != syn"),
             Self::Reset => f.write_str("tcp flags rst"),
         }
     }
@@ -688,7 +719,7 @@ impl fmt::Display for Action {
             Self::Redirect(port) => write!(f, "redirect to :{port}"),
             Self::Tproxy(port) => write!(f, "tproxy to :{port} accept"),
             Self::MarkConnection => write!(f, "ct mark set {MARK:#010x}"),
-            Self::MarkPacket => write!(f, "meta mark set {MARK:#010x}"),
+            Self::MarkPacket(mark) => write!(f, "meta mark set {mark:#010x}"),
             Self::Untrack => f.write_str("notrack"),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Action, Elements, Hook, Kind, Match, Plan, Protocol, SOURCE_V4, SOURCE_V6};
+use super::{Action, Elements, Hook, Kind, MARK, Match, Plan, Protocol, SOURCE_V4, SOURCE_V6};
 use crate::capture::options::parse;
 
 /// A packet and what the kernel knows about it.
@@ -20,6 +20,10 @@ struct Packet {
     state: State,
     reset: bool,
     marked: bool,
+    /// The mark of the packet itself.
+    mark: u32,
+    /// It is no first packet of a TCP connection.
+    later: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,7 +34,14 @@ enum State {
     Untracked,
 }
 
-const OURS: [&str; 5] = ["127.0.0.6", "10.0.0.1", "fd00::1", "::6", "127.0.0.1"];
+const OURS: [&str; 6] = [
+    "127.0.0.6",
+    "10.0.0.1",
+    "fd00::1",
+    "::6",
+    "127.0.0.1",
+    "::1",
+];
 
 fn is_ours(address: IpAddr) -> bool {
     OURS.iter()
@@ -51,6 +62,8 @@ fn packet(hook: Hook, from: &str, to: &str, to_port: u16) -> Packet {
         state: State::New,
         reset: false,
         marked: false,
+        mark: 0,
+        later: false,
     }
 }
 
@@ -127,6 +140,9 @@ fn holds(one: &Match, p: &Packet) -> bool {
         Match::New => p.state == State::New,
         Match::NotInvalid => p.state != State::Invalid,
         Match::Marked => p.marked,
+        Match::ToLocal => is_ours(p.to),
+        Match::PacketMarked(mark) => p.mark == *mark,
+        Match::NotOpening => is_tcp && p.later,
         Match::Reset => p.reset,
     }
 }
@@ -159,7 +175,8 @@ fn fate(plan: &Plan, p: &Packet) -> String {
                     Action::Redirect(port) => return format!("redirected {port}"),
                     Action::Tproxy(port) => return format!("tproxied {port}"),
                     Action::MarkConnection => marks = "connection marked".to_owned(),
-                    Action::MarkPacket => marks = "packet marked".to_owned(),
+                    Action::MarkPacket(MARK) => marks = "packet marked".to_owned(),
+                    Action::MarkPacket(mark) => marks = format!("packet marked {mark}"),
                     Action::Untrack => {
                         p.state = State::Untracked;
                         marks = "untracked".to_owned();
@@ -328,6 +345,8 @@ fn answers_to_foreign_addresses_come_back() {
     };
     let others = Packet {
         marked: false,
+        mark: 0,
+        later: false,
         ..answer
     };
     check(
@@ -495,5 +514,132 @@ fn nothing_that_is_captured_is_left_alone_by_conntrack_nor_one_direction_only() 
             }
         }
         assert_eq!(untracked > 0, !line.contains("tproxy"), "{line}");
+    }
+}
+
+fn later(packet: Packet) -> Packet {
+    Packet {
+        later: true,
+        ..packet
+    }
+}
+
+/// As routing of mode route leads it.
+fn led(packet: Packet) -> Packet {
+    Packet {
+        loopback: true,
+        ..packet
+    }
+}
+
+/// What is sent here, when it arrives.
+fn looped(mark: u32, packet: Packet) -> Packet {
+    Packet {
+        hook: Hook::Prerouting,
+        loopback: true,
+        owner: None,
+        mark,
+        ..packet
+    }
+}
+
+#[test]
+fn in_mode_route_what_routing_led_to_loopback_reaches_the_sidecar() {
+    let source = |to: &str| if to.contains(':') { "::6" } else { "127.0.0.6" };
+    for (own, other, local) in [
+        ("10.0.0.1", "192.0.2.1", "127.0.0.1"),
+        ("fd00::1", "2001:db8::1", "::1"),
+    ] {
+        let from_application = from(source(own).parse::<IpAddr>().unwrap(), out(own, 80));
+        check(
+            "--mode route --exclude-inbound-ports 22 --exclude-outbound-ports 25",
+            &[
+                (led(out(other, 80)), "untouched"),
+                (led(udp(out(other, 53))), "untouched"),
+                (led(out(other, 53)), "untouched"),
+                (udp(out(other, 5353)), "untouched"),
+                (out(other, 25), "untouched"),
+                // Routing did not lead it.
+                (out(other, 80), "dropped"),
+                (udp(out(other, 53)), "dropped"),
+                (later(out(other, 80)), "untouched"),
+                (led(udp(out(own, 53))), "packet marked 14053"),
+                (led(out(own, 53)), "packet marked 14053"),
+                (led(out(own, 80)), "untouched"),
+                (by(SIDECAR, out(other, 80)), "untouched"),
+                (by(SIDECAR, udp(out(other, 53))), "untouched"),
+                (by(SIDECAR, udp(out(own, 53))), "untouched"),
+                (by(SIDECAR, out(own, 80)), "packet marked"),
+                (by(SIDECAR, out(own, 22)), "untouched"),
+                (by(SIDECAR, out(own, 14_000)), "untouched"),
+                (by(SIDECAR, from_application), "untouched"),
+                // The group is nobody: routing knows users.
+                (by((1000, 14_020), out(other, 80)), "dropped"),
+            ],
+        );
+        check(
+            "--mode route --exclude-inbound-ports 22",
+            &[
+                (looped(0, out(other, 80)), "tproxied 14001"),
+                (looped(0, later(out(other, 80))), "untouched"),
+                (looped(0, out(other, 53)), "tproxied 14053"),
+                (looped(0, udp(out(other, 53))), "tproxied 14053"),
+                (looped(14_053, udp(out(local, 53))), "tproxied 14053"),
+                (looped(0, udp(out(local, 53))), "untouched"),
+                (looped(MARK, out(own, 80)), "tproxied 14006"),
+                (looped(0, out(own, 80)), "untouched"),
+                (arriving(own, 80), "tproxied 14006"),
+                (later(arriving(own, 80)), "untouched"),
+                (arriving(own, 22), "untouched"),
+                (arriving(own, 14_020), "untouched"),
+                (udp(arriving(own, 53)), "untouched"),
+                // Only forwarded.
+                (arriving(other, 80), "untouched"),
+            ],
+        );
+        check(
+            "--mode route --no-dns --only-uids 7",
+            &[
+                (led(out(own, 53)), "untouched"),
+                (out(other, 80), "untouched"),
+                (by((7, 7), out(other, 80)), "dropped"),
+                (looped(0, udp(out(other, 53))), "untouched"),
+                (looped(0, out(other, 53)), "tproxied 14001"),
+            ],
+        );
+        if own.contains(':') {
+            check(
+                "--mode route --no-ipv6",
+                &[
+                    (out(other, 80), "untouched"),
+                    (arriving(own, 80), "untouched"),
+                ],
+            );
+        }
+    }
+}
+
+#[test]
+fn in_mode_route_nothing_asks_conntrack_in_any_form() {
+    use crate::capture::{iptables::restore_text, plan::Family};
+    let args = ["--mode", "route"].map(str::to_owned);
+    let plan = Plan::new(&parse(&args).unwrap().1, true);
+    assert!(plan.chains.iter().all(|chain| chain.kind == Kind::Mangle));
+    for text in [
+        plan.to_string(),
+        restore_text(Some(&plan), "", Family::V4),
+        restore_text(Some(&plan), "", Family::V6),
+    ] {
+        for word in [
+            "ct ",
+            "conntrack",
+            "connmark",
+            "CONNMARK",
+            "nat",
+            "REDIRECT",
+            "redirect to",
+        ] {
+            assert!(!text.contains(word), "{word}: {text}");
+        }
     }
 }

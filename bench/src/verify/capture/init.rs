@@ -23,7 +23,7 @@ pub(super) async fn run(setting: &Setting, cases: &mut Cases) -> Result<()> {
         let host = network.host(label, number, IpAddr::V4(Ipv4Addr::LOCALHOST))?;
         Ok::<_, crate::error::Error>(Place { host, setting })
     };
-    for mode in ["redirect", "tproxy"] {
+    for mode in ["redirect", "tproxy", "route"] {
         let place = host(&format!("twice-{mode}"))?;
         let expected = "exit 0, and the second run leaves the rules as the first did";
         cases

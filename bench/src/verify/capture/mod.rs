@@ -20,6 +20,7 @@ use crate::pods::Mode;
 pub(crate) enum Group {
     Redirect,
     Tproxy,
+    Route,
     Outside,
     Lifecycle,
     Stability,
@@ -32,6 +33,7 @@ impl Group {
         match self {
             Self::Redirect => "capture-redirect",
             Self::Tproxy => "capture-tproxy",
+            Self::Route => "capture-route",
             Self::Outside => "capture-outside",
             Self::Lifecycle => "lifecycle",
             Self::Stability => "stability",
@@ -44,6 +46,7 @@ impl Group {
         match self {
             Self::Redirect => Box::pin(protocols::run(setting, Mode::Redirect, cases)).await,
             Self::Tproxy => Box::pin(protocols::run(setting, Mode::Tproxy, cases)).await,
+            Self::Route => Box::pin(protocols::run(setting, Mode::Route, cases)).await,
             Self::Outside => Box::pin(outside::run(setting, cases)).await,
             Self::Lifecycle => Box::pin(lifecycle::run(setting, cases)).await,
             Self::Stability => Box::pin(stability::run(setting, cases)).await,

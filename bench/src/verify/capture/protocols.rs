@@ -150,7 +150,9 @@ pub(super) async fn run(setting: &Setting, mode: Mode, cases: &mut Cases) -> Res
         }
         let expected = match mode {
             Mode::Tproxy => format!("the application sees {}", client.host.ip(family)),
-            Mode::Redirect => "the application sees a loopback address of its own".to_owned(),
+            Mode::Redirect | Mode::Route => {
+                "the application sees a loopback address of its own".to_owned()
+            }
         };
         cases
             .check(
@@ -407,8 +409,8 @@ async fn source(client: &Pod, shop: &Pod, mode: Mode, family: Family) -> Result<
     let reply = pods::get(&client.host, address, &address.to_string(), "/peer").await?;
     let ok = match (mode, reply.body.parse::<IpAddr>()) {
         (Mode::Tproxy, Ok(peer)) => peer == client.host.ip(family),
-        (Mode::Redirect, Ok(IpAddr::V4(peer))) => peer.is_loopback(),
-        (Mode::Redirect, Ok(IpAddr::V6(peer))) => peer.segments()[..7] == [0; 7],
+        (Mode::Redirect | Mode::Route, Ok(IpAddr::V4(peer))) => peer.is_loopback(),
+        (Mode::Redirect | Mode::Route, Ok(IpAddr::V6(peer))) => peer.segments()[..7] == [0; 7],
         (_, Err(_)) => false,
     };
     Ok(seen(ok && reply.status == 200, reply.line()))

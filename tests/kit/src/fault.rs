@@ -18,7 +18,7 @@ use crate::origin::{Server, anywhere};
 use crate::random::Random;
 
 /// Read at once.
-const CHUNK: usize = 16 << 10;
+const CHUNK: usize = 32 << 10;
 /// Chunks that are under way in one direction of one connection.
 const UNDER_WAY: usize = 64;
 
@@ -64,6 +64,8 @@ pub struct Rules {
     pub bandwidth: Option<u64>,
     /// The longest write.
     pub slice: Option<usize>,
+    /// How often what was read at once is sliced; the rest of it goes whole. All of it by default.
+    pub slices: Option<usize>,
     /// The end, after so many bytes of a connection.
     pub cut: Option<(u64, Cut)>,
     /// One bit in so many bytes is turned over, by chance.
@@ -81,6 +83,14 @@ pub struct Passed {
     pub to_server: u64,
     /// Bytes that were written to clients.
     pub to_client: u64,
+}
+
+impl Rules {
+    /// The longest write after so many of what was read at once.
+    fn longest(&self, before: usize) -> usize {
+        let sliced = self.slices.is_none_or(|most| before < most);
+        self.slice.filter(|_| sliced).unwrap_or(CHUNK).max(1)
+    }
 }
 
 struct Shared {
@@ -283,13 +293,17 @@ async fn write(
 ) -> Result<(), Cut> {
     let mut written = 0_u64;
     while let Some((due, bytes)) = chunks.recv().await {
-        sleep_until(due).await;
+        if due > Instant::now() {
+            sleep_until(due).await;
+        }
         let mut rest = &bytes[..];
+        let mut slices = 0;
         while !rest.is_empty() {
             // The sender lives as long as the connection.
             let now = rules.wait_for(|rules| !rules.stalled).await;
             let now = now.map_err(|_| Cut::Close)?.clone();
-            let mut length = rest.len().min(now.slice.unwrap_or(CHUNK).max(1));
+            let mut length = rest.len().min(now.longest(slices));
+            slices += 1;
             if let Some((after, cut)) = now.cut {
                 let left = after.saturating_sub(written);
                 if left == 0 {
@@ -307,6 +321,7 @@ async fn write(
                     let seconds = length as f64 / bandwidth.max(1) as f64;
                     tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
                 }
+                None if rest.is_empty() => {}
                 None => tokio::task::yield_now().await,
             }
             if let Some((after, cut)) = now.cut
@@ -389,6 +404,22 @@ mod tests {
             (passed.connections, passed.to_server),
             (4, 4 * post.len() as u64)
         );
+    }
+
+    #[test]
+    fn slices_end() {
+        let longest = |slice, slices| {
+            let rules = Rules {
+                slice,
+                slices,
+                ..Rules::default()
+            };
+            [0, 1, 2, 3].map(|before| rules.longest(before))
+        };
+        assert_eq!(longest(None, Some(2)), [CHUNK; 4]);
+        assert_eq!(longest(Some(0), None), [1; 4]);
+        assert_eq!(longest(Some(7), None), [7; 4]);
+        assert_eq!(longest(Some(7), Some(2)), [7, 7, CHUNK, CHUNK]);
     }
 
     #[tokio::test]

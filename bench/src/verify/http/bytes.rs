@@ -29,9 +29,14 @@ use crate::weft::{self, Control, Port, Sidecar, Workload, write_config};
 const LANES: usize = 8;
 /// Streams of one connection.
 const STREAMS: usize = 4;
+/// Bodies of one connection of HTTP/2.
+const BODIES: usize = 2000;
 /// Nothing takes longer.
 const PATIENCE: Duration = Duration::from_secs(120);
 const LARGEST: u64 = 100_000_000;
+/// Small writes for each read of a proxy that slices: enough for a head and the first chunk lines
+/// behind it, byte by byte.
+const SLICES: usize = 512;
 
 pub(crate) async fn run(setting: &Setting, cases: &mut Cases) -> Result<()> {
     let (count, largest, limit) = if setting.quick {
@@ -249,12 +254,16 @@ struct Work {
 impl Work {
     /// The next body; none when all are taken, or enough have failed.
     fn take(&mut self) -> Option<Job> {
-        if self.next == self.count || self.failed >= 20 {
+        if self.is_over() {
             return None;
         }
         let number = self.next;
         self.next += 1;
         Some(job(number, self.count, self.largest))
+    }
+
+    fn is_over(&self) -> bool {
+        self.next == self.count || self.failed >= 20
     }
 
     fn note(&mut self, job: &Job, result: Result<()>) {
@@ -286,8 +295,10 @@ fn job(number: u64, count: u64, largest: u64) -> Job {
         _ => (0, 64 << 10),
     };
     let length = log_uniform(&mut dice, range.0, range.1);
-    // Small pieces for small bodies only: the others would take all day.
-    let smallest = (length / 100).clamp(1, 16 << 10);
+    // A tenth in up to a few hundred pieces: every piece costs all that handle it, and most bodies of
+    // the world come in few.
+    let parts = if dice.below(10) == 0 { 100 } else { 4 };
+    let smallest = (length / parts).clamp(1, 16 << 10);
     let piece = log_uniform(&mut dice, smallest, 64 << 10);
     Job {
         nonce: number,
@@ -295,6 +306,7 @@ fn job(number: u64, count: u64, largest: u64) -> Job {
         chunked: dice.below(2) == 0,
         trailer: dice.below(2) == 0,
         piece: usize::try_from(piece).unwrap_or(usize::MAX),
+        burst: if dice.below(2) == 0 { 0 } else { 64 << 10 },
     }
 }
 
@@ -326,7 +338,15 @@ fn late(job: &Job) -> Error {
     Error::new(format!("no end in {PATIENCE:?} of {job:?}"))
 }
 
+/// On one connection after the other: h2 ends one for the 101st empty DATA frame of its life that
+/// ends no stream, and there is one before the trailers of an empty body.
 async fn over_http2(entry: SocketAddr, host: &'static str, work: Arc<Mutex<Work>>) {
+    while !work.lock().is_over() {
+        on_one_connection(entry, host, &work).await;
+    }
+}
+
+async fn on_one_connection(entry: SocketAddr, host: &'static str, work: &Arc<Mutex<Work>>) {
     let connect = async {
         let stream = TcpStream::connect(entry).await.context("connect")?;
         stream.set_nodelay(true).context("TCP_NODELAY")?;
@@ -354,7 +374,7 @@ async fn over_http2(entry: SocketAddr, host: &'static str, work: Arc<Mutex<Work>
     for _ in 0..STREAMS {
         let (mut sender, work) = (sender.clone(), work.clone());
         tasks.spawn(async move {
-            loop {
+            for _ in 0..BODIES / STREAMS {
                 let Some(job) = work.lock().take() else {
                     return;
                 };
@@ -394,6 +414,7 @@ fn rules(dice: &mut Dice) -> Rules {
         delay: Duration::from_millis(delay as u64),
         jitter: Duration::from_millis(jitter as u64),
         slice: slice.and_then(|slice| usize::try_from(slice).ok()),
+        slices: Some(SLICES),
         ..Rules::default()
     }
 }

@@ -171,6 +171,7 @@ impl Sky {
                 chunked: dice.below(2) == 0,
                 trailer: false,
                 piece: usize::try_from(piece).unwrap_or(usize::MAX),
+                burst: 0,
             },
             leaves: (dice.below(2) == 0).then(|| Duration::from_micros(microseconds)),
         })

@@ -203,7 +203,7 @@ pub fn responses(data: &[u8]) {
     };
     let run = |pieces: &mut dyn Iterator<Item = &[u8]>| {
         let expected = Arc::new(Expected::default());
-        expected.send(asked(how), std::time::Duration::ZERO);
+        expected.send(asked(how), std::time::Duration::ZERO, false);
         let mut machine = Responses::new(LIMITS, expected.clone());
         let (passed, step) = feed(pieces, |input| machine.read(input));
         let open = expected.asked().is_some();

@@ -246,6 +246,26 @@ impl Limits {
         Ok(())
     }
 
+    /// The bytes that hyper may hold of an HTTP/1 connection: a head and what was read with it.
+    #[must_use]
+    pub fn http1_buffer(&self) -> usize {
+        const MIN: usize = 64 * 1024;
+        const MARGIN: usize = 16 * 1024;
+        self.max_head_bytes.max(MIN) + MARGIN
+    }
+
+    /// The fields of a message as hyper is to be told; `None` up to its own default, for which it
+    /// makes room faster. What is between the two is refused before hyper sees it.
+    #[must_use]
+    pub const fn hyper_fields(&self) -> Option<usize> {
+        const DEFAULT: usize = 100;
+        if self.max_fields > DEFAULT {
+            Some(self.max_fields)
+        } else {
+            None
+        }
+    }
+
     /// The same for a process with this much memory: what one connection of HTTP/2 may make it
     /// keep is a 128th of that, as long as one slow reader does not stop all others.
     #[must_use]

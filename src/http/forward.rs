@@ -30,7 +30,7 @@ use crate::{
     error::{Error, Reason},
     fields,
     memory::{Charge, Pressure},
-    snapshot::{Backend, LiveHost, MAX_NAME, normalize},
+    snapshot::{Backend, LiveHost, MAX_NAME, Snapshot, normalize},
     telemetry::{Side, StreamInfo, Tls},
     upstream::{Lease, Protocol, send, target},
     util::Gate,
@@ -298,27 +298,34 @@ impl Exchange {
 
     /// The virtual host of an authority; looks it up if the table says so.
     async fn host(&self, authority: &str) -> Result<Arc<LiveHost>, Error> {
-        let authority = normalize(
-            self.connection
-                .only_authority
-                .as_deref()
-                .unwrap_or(authority),
-        );
-        let (found, lookup) = self.find_host(&authority);
-        if let Some(found) = found {
-            return found;
-        }
+        let connection = &self.connection;
+        let authority = connection.only_authority.as_deref().unwrap_or(authority);
+        let lookup = {
+            let snapshot = connection.worker.shared.snapshots.load();
+            if let Some(host) = connection.found_last(&snapshot, authority) {
+                host.touch(connection.worker.seconds());
+                return Ok(host);
+            }
+            match self.find_host(&snapshot, &normalize(authority)) {
+                (Some(Ok(host)), _) => {
+                    connection.found(&snapshot, authority, &host);
+                    return Ok(host);
+                }
+                (Some(Err(error)), _) => return Err(error),
+                (None, lookup) => lookup,
+            }
+        };
         let Some(lookup) = lookup else {
             let words = "the route table has not arrived";
             return Err(Error::new(Reason::NotReady, words));
         };
-        Box::pin(self.look_up(&authority, lookup)).await
+        Box::pin(self.look_up(&normalize(authority), lookup)).await
     }
 
     /// Asks the control plane for an authority and waits for what it says.
     async fn look_up(&self, authority: &str, lookup: String) -> Result<Arc<LiveHost>, Error> {
         let shared = &self.connection.worker.shared;
-        let find = || self.find_host(authority).0;
+        let find = || self.find_host(&shared.snapshots.load(), authority).0;
         shared.ask(lookup, LOOKUP, find).await.unwrap_or_else(|| {
             let words = format!("the control plane did not answer for `{authority}` in 5 s");
             Err(Error::new(Reason::NotReady, words))
@@ -327,10 +334,13 @@ impl Exchange {
 
     /// What the snapshot says of an authority: found, known not to exist, or the name to
     /// look it up by.
-    fn find_host(&self, authority: &str) -> (Option<Result<Arc<LiveHost>, Error>>, Option<String>) {
+    fn find_host(
+        &self,
+        snapshot: &Snapshot,
+        authority: &str,
+    ) -> (Option<Result<Arc<LiveHost>, Error>>, Option<String>) {
         let worker = &self.connection.worker;
-        let snapshot = worker.shared.snapshots.load();
-        let Routes::Table(table) = self.connection.routes(&snapshot) else {
+        let Routes::Table(table) = self.connection.routes(snapshot) else {
             return (None, None);
         };
         let unknown = || {
@@ -554,7 +564,7 @@ impl Exchange {
             (None, Some(one)) => (Some(one), Reason::AttemptTimeout),
             (whole, _) => (whole, Reason::RequestTimeout),
         };
-        let started = self.info.wait_begins();
+        self.info.wait_begins();
         let connector = &self.connection.worker.connector;
         let dest = &pick.endpoint.dest;
         let result = {
@@ -568,9 +578,9 @@ impl Exchange {
                 }),
             }
         };
-        self.info.wait_ends();
+        let waited = self.info.wait_ends();
         if result.is_ok() {
-            pick.answered(started.elapsed());
+            pick.answered(waited.unwrap_or_default());
         } else if due.is_some_and(|due| due <= Instant::now()) {
             // The time is up, wherever the request is.
             self.request = None;

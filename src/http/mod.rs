@@ -13,7 +13,7 @@ mod tracked;
 mod translate;
 mod tunnel;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use weft_certs::spiffe::SpiffeId;
@@ -23,7 +23,7 @@ use crate::{
     config::{ClusterType, Filter, HttpConfig},
     drain::{ConnectionGuard, Use},
     memory::Pressure,
-    snapshot::{LiveFilter, LiveListener, LiveTable, Snapshot},
+    snapshot::{LiveFilter, LiveHost, LiveListener, LiveTable, MAX_NAME, Snapshot},
     telemetry::{RouteMetrics, Side, Tls},
     worker::{Admitted, Worker},
 };
@@ -54,6 +54,18 @@ pub struct Connection {
     pub peer: Option<SpiffeId>,
     pulse: Arc<pulse::Pulse>,
     server_metrics: Mutex<Vec<(Arc<str>, Arc<RouteMetrics>)>>,
+    /// What was found for the last request: most clients stay with one authority.
+    last: Mutex<Option<Found>>,
+}
+
+/// The virtual host of an authority, as a snapshot said.
+#[derive(Debug)]
+struct Found {
+    /// Compared only. It keeps the place of a former snapshot, so that no later one has the
+    /// same, but not what was in it.
+    snapshot: Weak<Snapshot>,
+    authority: Box<str>,
+    host: Arc<LiveHost>,
 }
 
 /// Keeps a connection active, and a shutdown waiting for it, until dropped.
@@ -92,6 +104,7 @@ impl Connection {
             peer,
             pulse: Arc::default(),
             server_metrics: Mutex::default(),
+            last: Mutex::default(),
         }
     }
 
@@ -166,6 +179,26 @@ impl Connection {
                 .cloned()
                 .map_or(Routes::NotReady, Routes::Table),
             _ => Routes::NotReady,
+        }
+    }
+
+    /// The virtual host of an authority if the last request was for it too, and this snapshot
+    /// was in force.
+    fn found_last(&self, snapshot: &Arc<Snapshot>, authority: &str) -> Option<Arc<LiveHost>> {
+        let last = self.last.lock();
+        let found = last.as_ref()?;
+        let same = Weak::as_ptr(&found.snapshot) == Arc::as_ptr(snapshot);
+        (same && *found.authority == *authority).then(|| found.host.clone())
+    }
+
+    /// Remembers a virtual host for [`Self::found_last`].
+    fn found(&self, snapshot: &Arc<Snapshot>, authority: &str, host: &Arc<LiveHost>) {
+        if authority.len() <= MAX_NAME {
+            *self.last.lock() = Some(Found {
+                snapshot: Arc::downgrade(snapshot),
+                authority: authority.into(),
+                host: host.clone(),
+            });
         }
     }
 

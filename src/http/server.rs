@@ -33,9 +33,6 @@ pub enum HttpVersion {
     Http2,
 }
 
-/// hyper's buffer holds a head and what was read with it.
-const MIN_BUFFER: usize = 64 * 1024;
-const MARGIN: usize = 16 * 1024;
 /// Requests that were cancelled before anybody has looked at them.
 const MAX_UNSEEN_RESETS: usize = 500;
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -59,11 +56,14 @@ pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
         HttpVersion::Http1 => {
             let requests = Requests::new(limits.as_ref().into());
             let io = TokioIo::new(Guarded::requests(io, requests, signals));
-            let serving = http1::Builder::new()
+            let mut builder = http1::Builder::new();
+            if let Some(fields) = limits.hyper_fields() {
+                builder.max_headers(fields);
+            }
+            let serving = builder
                 .preserve_header_case(true)
                 .auto_date_header(false)
-                .max_headers(limits.max_fields)
-                .max_buf_size(limits.max_head_bytes.max(MIN_BUFFER) + MARGIN)
+                .max_buf_size(limits.http1_buffer())
                 .serve_connection(io, service)
                 .with_upgrades();
             // Answers say `Connection: close` while draining, so that the client is the one

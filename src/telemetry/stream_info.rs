@@ -1,7 +1,7 @@
 //! HOT. One record per stream: it collects the facts and writes metrics and access log
 //! once, at the end of the stream or when it is dropped.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, Uri};
 use tokio::time::Instant;
@@ -119,17 +119,15 @@ impl StreamInfo {
     }
 
     /// The wait for the upstream begins, now.
-    pub fn wait_begins(&mut self) -> Instant {
-        let now = Instant::now();
-        self.waiting = Some(now);
-        now
+    pub fn wait_begins(&mut self) {
+        self.waiting = Some(Instant::now());
     }
 
-    /// The wait for the upstream is over.
-    pub fn wait_ends(&mut self) {
-        if let Some(since) = self.waiting.take() {
-            self.upstream_seconds += since.elapsed().as_secs_f64();
-        }
+    /// The wait for the upstream is over; how long it was, if there was one.
+    pub fn wait_ends(&mut self) -> Option<Duration> {
+        let waited = self.waiting.take()?.elapsed();
+        self.upstream_seconds += waited.as_secs_f64();
+        Some(waited)
     }
 
     /// The head of the answer goes out.

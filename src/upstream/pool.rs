@@ -31,9 +31,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
 /// Streams before the server has said how many it takes; one that takes fewer would refuse
 /// the rest.
 const FIRST_STREAMS: usize = 1;
-/// hyper's buffer holds a head and what was read with it.
-const MIN_BUFFER: usize = 64 * 1024;
-const MARGIN: usize = 16 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -139,10 +136,13 @@ impl Pool {
         let signals = Arc::<Signals>::default();
         let responses = Responses::new(limits.as_ref().into(), expected.clone());
         let io = Guarded::responses(io, responses, signals.clone());
-        let (send, connection) = http1::Builder::new()
+        let mut builder = http1::Builder::new();
+        if let Some(fields) = limits.hyper_fields() {
+            builder.max_headers(fields);
+        }
+        let (send, connection) = builder
             .preserve_header_case(true)
-            .max_headers(limits.max_fields)
-            .max_buf_size(limits.max_head_bytes.max(MIN_BUFFER) + MARGIN)
+            .max_buf_size(limits.http1_buffer())
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| Error::new(Reason::PeerClosed, error.to_string()))?;

@@ -1,10 +1,14 @@
 //! HOT. One request on one connection. Says exactly whether a request that failed can have
 //! reached the application: what was never sent may be sent elsewhere, whatever its method.
 
+use std::convert::Infallible;
+
 use http::{
     Extensions, HeaderMap, Method, Request, Response, Uri, Version, header::UPGRADE, uri::Scheme,
 };
-use hyper::body::Incoming;
+use hyper::{body::Incoming, server, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 
 use super::{
     connect::{Connector, Dest},
@@ -13,6 +17,7 @@ use super::{
 use crate::{
     body::{Body, Interrupted, Rewind},
     error::{Error, Reason, chain_text},
+    limits::Limits,
     wire::{Asked, Expected},
 };
 
@@ -68,23 +73,26 @@ async fn send_http1(
         let repeatable = request.method().is_idempotent();
         let spare = idle
             .filter(|idle| repeatable || *idle >= Expected::IDLE)
-            .and_then(|_| Spare::of(&mut request));
-        connection
-            .expected
-            .send(asked(&request), idle.unwrap_or_default());
+            .and_then(|_| request.body_mut().tape());
+        let expected = &connection.expected;
+        expected.send(asked(&request), idle.unwrap_or_default(), spare.is_some());
         match connection.send.try_send_request(request).await {
             Ok(response) => {
-                if let Some(Spare { body, .. }) = spare {
+                if let Some(body) = spare {
                     body.release();
                 }
                 return Ok((response, Lease::Http1(connection)));
             }
             Err(mut failed) => {
                 *req = failed.take_message();
-                let untouched = connection.expected.is_untouched();
-                let unanswered = !connection.expected.is_begun() && was_closed(failed.error());
-                if req.is_none() && (untouched || repeatable && unanswered) {
-                    *req = spare.and_then(Spare::request);
+                let untouched = expected.is_untouched();
+                let unanswered = !expected.is_begun() && was_closed(failed.error());
+                if req.is_none()
+                    && (untouched || repeatable && unanswered)
+                    && let Some(body) = spare.and_then(|body| body.body())
+                {
+                    let again = again(expected.take_head(), body, &connector.limits);
+                    *req = Box::pin(again).await;
                 }
                 // A kept connection that died while idle: the next one, or a new one.
                 if req.is_none() || idle.is_none() {
@@ -95,6 +103,32 @@ async fn send_http1(
             }
         }
     }
+}
+
+/// The request whose head was written so, with the case of its names. hyper has taken the request
+/// apart, and reads here what it wrote. `None` if there is no head.
+async fn again(head: Vec<u8>, body: Body, limits: &Limits) -> Option<Request<Body>> {
+    let (mut near, far) = tokio::io::duplex(head.len().max(1));
+    near.write_all(&head).await.ok()?;
+    drop(near);
+    let (read, mut heads) = mpsc::channel(1);
+    let service = service_fn(|request: Request<Incoming>| {
+        let _ = read.try_send(request.into_parts().0);
+        std::future::pending::<Result<Response<String>, Infallible>>()
+    });
+    let mut builder = server::conn::http1::Builder::new();
+    if let Some(fields) = limits.hyper_fields() {
+        builder.max_headers(fields);
+    }
+    let reading = builder
+        .preserve_header_case(true)
+        .max_buf_size(limits.http1_buffer())
+        .serve_connection(TokioIo::new(far), service);
+    let parts = tokio::select! {
+        parts = heads.recv() => parts,
+        _ = reading => heads.try_recv().ok(),
+    };
+    Some(Request::from_parts(parts?, body))
 }
 
 /// What the end of the answer depends on.
@@ -331,10 +365,11 @@ mod tests {
         net::{TcpListener, TcpStream},
     };
 
-    use super::{Protocol, reason_of, send, target};
+    use super::{Protocol, again, reason_of, send, target};
     use crate::{
         body::Body,
         error::Reason,
+        limits::Limits,
         telemetry::Metrics,
         upstream::{Connector, Dest, Pool},
     };
@@ -380,6 +415,35 @@ mod tests {
         let post = Request::post("http://a/").body(body).unwrap();
         let error = send.send_request(post).await.unwrap_err();
         assert_eq!(reason_of(&error).reason, Reason::ClientClosed, "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_sent_again_is_written_as_before() {
+        let head = b"PUT /a?b=%20 HTTP/1.1\r\nHost: a\r\nX-ODD-case: 1\r\nx-Odd: \xff\r\n\
+                     X-odd-CASE: 2\r\nContent-Length: 0\r\n\r\n";
+        let limits = Limits::default();
+        let request = again(head.to_vec(), Body::Empty, &limits).await.unwrap();
+        let (near, mut far) = tokio::io::duplex(1024);
+        let (mut send, connection) = http1::Builder::new()
+            .preserve_header_case(true)
+            .handshake(TokioIo::new(near))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        tokio::spawn(async move { send.send_request(request).await });
+        let mut written = vec![0; head.len()];
+        far.read_exact(&mut written).await.unwrap();
+        let lines = |head: &[u8]| {
+            let mut lines: Vec<_> = head.split(|b| *b == b'\n').map(<[u8]>::to_vec).collect();
+            // Fields of different names have no order.
+            lines[1..].sort();
+            lines
+        };
+        assert_eq!(lines(&written), lines(head));
+        for none in [&b""[..], b"GET / HTTP/1.1\r\n", b"\r\n\r\n"] {
+            let again = again(none.to_vec(), Body::Empty, &limits).await;
+            assert!(again.is_none(), "{none:?}");
+        }
     }
 
     /// Refuses the first `refusals` streams as `how` says, then answers with what it was sent.

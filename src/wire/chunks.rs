@@ -1,7 +1,10 @@
 //! HOT. A chunked body (RFC 9112 section 7.1), followed as it passes: sizes, extensions, the
 //! CRLF after each chunk, trailers. Pure, like [`super::head`].
 
-use super::head::{HeadLimits, Lines, Rule, field, is_text};
+use super::{
+    head::{HeadLimits, Lines, Rule, field},
+    text::is_text,
+};
 
 /// Bytes of the extensions of one body. hyper counts the same.
 const ALL_EXTENSIONS: usize = 16 * 1024;

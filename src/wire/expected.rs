@@ -2,9 +2,15 @@
 //! read by who judges the answer.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
     time::Duration,
 };
+
+use memchr::memmem::Finder;
+use parking_lot::Mutex;
 
 /// What a request asks for, as far as the end of its answer depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +26,13 @@ pub enum Asked {
     Connect,
 }
 
-/// Shared by the two tasks of one connection; an atomic. One request at a time.
+/// A longer head does not stay in memory when its request is done.
+const MAX_KEPT: usize = 4096;
+
+/// What ends a head.
+static END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\r\n\r\n"));
+
+/// Shared by the two tasks of one connection, and never contended. One request at a time.
 #[derive(Debug, Default)]
 pub struct Expected {
     asked: AtomicU8,
@@ -31,6 +43,10 @@ pub struct Expected {
     touched: AtomicBool,
     /// Bytes of an answer have come, be it an informational one.
     begun: AtomicBool,
+    /// The head is to be kept as it is written, for another try.
+    keep: AtomicBool,
+    /// The head; empty if it was not written yet, or not kept.
+    head: Mutex<Vec<u8>>,
 }
 
 impl Expected {
@@ -38,13 +54,36 @@ impl Expected {
     /// call, which those in constant use need not.
     pub const IDLE: Duration = Duration::from_millis(100);
 
-    /// Says what the next answer is for, and how long the connection was idle; before the first
-    /// byte of the request is sent.
-    pub fn send(&self, what: Asked, idle: Duration) {
+    /// Says what the next answer is for, how long the connection was idle, and whether the head
+    /// of the request is to be kept for [`Self::take_head`]; before its first byte is sent.
+    pub fn send(&self, what: Asked, idle: Duration, keep: bool) {
+        self.keep.store(keep, Ordering::Relaxed);
         self.look.store(idle >= Self::IDLE, Ordering::Relaxed);
         self.touched.store(false, Ordering::Relaxed);
         self.begun.store(false, Ordering::Relaxed);
         self.asked.store(what as u8, Ordering::Release);
+    }
+
+    /// Looks at what hyper writes, which is a head as a whole and perhaps more: keeps the head if
+    /// it is wanted. Nothing is taken apart or parsed unless there is another try.
+    pub(super) fn writing(&self, bytes: &[u8]) {
+        if !self.keep.load(Ordering::Relaxed) {
+            return;
+        }
+        self.keep.store(false, Ordering::Relaxed);
+        let mut head = self.head.lock();
+        head.clear();
+        head.shrink_to(MAX_KEPT);
+        if let Some(end) = END.find(bytes) {
+            head.extend_from_slice(&bytes[..end + 4]);
+        }
+    }
+
+    /// The head of the request as it was written, with the empty line; empty if it was not kept
+    /// or never written.
+    #[must_use]
+    pub fn take_head(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.head.lock())
     }
 
     /// Bytes of the request are sent now. True: the connection is to be looked at before.
@@ -104,7 +143,7 @@ mod tests {
         let expected = Expected::default();
         assert_eq!(expected.asked(), None);
         for what in [Asked::Plain, Asked::Head, Asked::Upgrade, Asked::Connect] {
-            expected.send(what, Duration::ZERO);
+            expected.send(what, Duration::ZERO, false);
             assert!(expected.is_untouched() && !expected.touch() && !expected.is_untouched());
             assert_eq!(expected.asked(), Some(what));
             assert!(!expected.is_begun());
@@ -116,9 +155,27 @@ mod tests {
     }
 
     #[test]
+    fn a_head_is_kept_as_it_was_written_if_it_is_wanted() {
+        let expected = Expected::default();
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let with_body = [head.as_slice(), b"abc\r\n\r\n"].concat();
+        for (keep, written, kept) in [
+            (true, head.as_slice(), head.as_slice()),
+            (true, &with_body, head),
+            (true, b"GET / HTTP/1.1\r\n", b""),
+            (false, head, b""),
+        ] {
+            expected.send(Asked::Plain, Duration::ZERO, keep);
+            expected.writing(written);
+            expected.writing(b"more\r\n\r\n");
+            assert_eq!(expected.take_head(), kept);
+        }
+    }
+
+    #[test]
     fn long_idle_connections_are_looked_at_once() {
         let expected = Expected::default();
-        expected.send(Asked::Plain, Expected::IDLE);
+        expected.send(Asked::Plain, Expected::IDLE, false);
         assert!(expected.touch() && !expected.touch());
         expected.untouched();
         assert!(expected.is_untouched());

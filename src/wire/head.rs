@@ -9,8 +9,11 @@ use std::net::Ipv6Addr;
 use http::Version;
 use memchr::{memchr, memchr2};
 
-use super::expected::Asked;
 pub use super::rules::{Refusal, Rule};
+use super::{
+    expected::Asked,
+    text::{first_control, is_text},
+};
 use crate::limits::Limits;
 
 /// The limits of reading HTTP/1: those of [`Limits`] that matter here.
@@ -146,32 +149,6 @@ fn all(bytes: &[u8], class: u8) -> bool {
     common & class != 0
 }
 
-/// Whether the bytes may be a field's value: HTAB, SP, VCHAR and obs-text.
-pub(super) fn is_text(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<8>();
-    let plain = match bytes.last_chunk::<8>() {
-        // The last word covers the rest, and bytes before it once more.
-        Some(last) => words.iter().all(|word| is_plain(*word)) && is_plain(*last),
-        None => rest.iter().all(|b| is_text_byte(*b)),
-    };
-    plain || bytes.iter().all(|b| is_text_byte(*b))
-}
-
-const fn is_text_byte(b: u8) -> bool {
-    (b >= 0x20 || b == b'\t') && b != 0x7f
-}
-
-/// Whether no byte is a control character; HTAB counts as one. The borrow of a subtraction may
-/// reach a neighbour, but only from a byte that is one.
-const fn is_plain(word: [u8; 8]) -> bool {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    let word = u64::from_le_bytes(word);
-    let del = word ^ (ONES * 0x7f);
-    let below = word.wrapping_sub(ONES * 0x20) & !word;
-    let zero = del.wrapping_sub(ONES) & !del;
-    (below | zero) & (ONES * 0x80) == 0
-}
-
 /// The rule that bytes break which are no text.
 #[cold]
 fn not_text(bytes: &[u8]) -> Rule {
@@ -218,6 +195,30 @@ impl Lines {
         }
     }
 
+    /// The next line if it is a field that nothing is to be said about: name, colon, a value
+    /// without control characters, CRLF. Looked at once; `None` says nothing, [`Self::next`] is
+    /// who judges.
+    fn plain_field<'a>(&mut self, input: &'a [u8], limit: usize) -> Option<Field<'a>> {
+        if self.searched != self.start {
+            return None;
+        }
+        let rest = &input[self.start..input.len().min(limit)];
+        let colon = rest.iter().position(|byte| !is(*byte, TOKEN))?;
+        let (name, [b':', after @ ..]) = rest.split_at(colon) else {
+            return None;
+        };
+        let end = first_control(after)?;
+        let (value, [b'\r', b'\n', ..]) = after.split_at(end) else {
+            return None;
+        };
+        if name.is_empty() {
+            return None;
+        }
+        self.start += colon + 1 + end + 2;
+        self.searched = self.start;
+        Some(Field::of(name, value))
+    }
+
     /// Where the next line begins.
     pub(super) const fn passed(&self) -> usize {
         self.start
@@ -237,6 +238,19 @@ pub(super) enum Field<'a> {
     Other,
 }
 
+impl<'a> Field<'a> {
+    fn of(name: &[u8], value: &'a [u8]) -> Self {
+        let called = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        match name.len() {
+            4 if called(b"host") => Self::Host(trim(value)),
+            7 if called(b"upgrade") => Self::Upgrade,
+            14 if called(b"content-length") => Self::ContentLength(trim(value)),
+            17 if called(b"transfer-encoding") => Self::TransferEncoding(trim(value)),
+            _ => Self::Other,
+        }
+    }
+}
+
 /// Judges a field line.
 pub(super) fn field(line: &[u8]) -> Result<Field<'_>, Rule> {
     let end = line.iter().position(|byte| !is(*byte, TOKEN));
@@ -249,14 +263,7 @@ pub(super) fn field(line: &[u8]) -> Result<Field<'_>, Rule> {
     if !is_text(value) {
         return Err(not_text(value));
     }
-    let called = |known: &[u8]| name.eq_ignore_ascii_case(known);
-    Ok(match name.len() {
-        4 if called(b"host") => Field::Host(trim(value)),
-        7 if called(b"upgrade") => Field::Upgrade,
-        14 if called(b"content-length") => Field::ContentLength(trim(value)),
-        17 if called(b"transfer-encoding") => Field::TransferEncoding(trim(value)),
-        _ => Field::Other,
-    })
+    Ok(Field::of(name, value))
 }
 
 /// The rule that a field line breaks which does not begin with a name and a colon.
@@ -291,12 +298,12 @@ struct Fields {
 
 impl Fields {
     /// Takes a field; gives back what only a request has to judge: its Host.
-    fn take<'a>(&mut self, line: &'a [u8], limit: usize) -> Result<Option<&'a [u8]>, Rule> {
+    fn take<'a>(&mut self, field: &Field<'a>, limit: usize) -> Result<Option<&'a [u8]>, Rule> {
         self.count += 1;
         if self.count > limit {
             return Err(Rule::TooManyFields);
         }
-        match field(line)? {
+        match *field {
             Field::Other => {}
             Field::Upgrade => self.upgrade = true,
             Field::Host(value) => return Ok(Some(value)),
@@ -556,7 +563,12 @@ impl RequestHead {
     pub fn read(&mut self, input: &[u8], limits: &HeadLimits) -> Result<Option<Request>, Rule> {
         loop {
             let over = match self.start {
-                Some(_) => Rule::HeadTooLarge,
+                Some(_) => {
+                    while let Some(field) = self.lines.plain_field(input, limits.head) {
+                        self.take(&field, limits)?;
+                    }
+                    Rule::HeadTooLarge
+                }
                 None => Rule::TargetTooLong,
             };
             let at = self.lines.passed();
@@ -569,19 +581,22 @@ impl RequestHead {
                 None if line.is_empty() => return Err(Rule::EmptyLines),
                 None => self.start = Some(request_line(line, at, limits.target)?),
                 Some(start) if line.is_empty() => return self.finish(start).map(Some),
-                Some(_) => {
-                    if let Some(host) = self.fields.take(line, limits.fields)? {
-                        if self.fields.host {
-                            return Err(Rule::TwoHosts);
-                        }
-                        if !is_authority(host) {
-                            return Err(Rule::Host);
-                        }
-                        self.fields.host = true;
-                    }
-                }
+                Some(_) => self.take(&field(line)?, limits)?,
             }
         }
+    }
+
+    fn take(&mut self, field: &Field<'_>, limits: &HeadLimits) -> Result<(), Rule> {
+        if let Some(host) = self.fields.take(field, limits.fields)? {
+            if self.fields.host {
+                return Err(Rule::TwoHosts);
+            }
+            if !is_authority(host) {
+                return Err(Rule::Host);
+            }
+            self.fields.host = true;
+        }
+        Ok(())
     }
 
     fn finish(&self, start: &Start) -> Result<Request, Rule> {
@@ -691,6 +706,11 @@ impl ResponseHead {
         limits: &HeadLimits,
     ) -> Result<Option<Response>, Rule> {
         loop {
+            if self.start.is_some() {
+                while let Some(field) = self.lines.plain_field(input, limits.head) {
+                    self.fields.take(&field, limits.fields)?;
+                }
+            }
             let line = self.lines.next(input, limits.head, Rule::HeadTooLarge)?;
             let Some(line) = line else {
                 return Ok(None);
@@ -699,7 +719,7 @@ impl ResponseHead {
                 None => self.start = Some(status_line(line)?),
                 Some(start) if line.is_empty() => return self.finish(start, asked).map(Some),
                 Some(_) => {
-                    self.fields.take(line, limits.fields)?;
+                    self.fields.take(&field(line)?, limits.fields)?;
                 }
             }
         }

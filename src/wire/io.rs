@@ -492,7 +492,8 @@ impl Guarded {
     }
 
     /// Whether the request whose first bytes these are may be written.
-    fn begins(&self, expected: &Expected) -> io::Result<()> {
+    fn begins(&self, expected: &Expected, bytes: &[u8]) -> io::Result<()> {
+        expected.writing(bytes);
         if expected.touch() && !self.io.is_quiet() {
             expected.untouched();
             return Err(io::ErrorKind::ConnectionReset.into());
@@ -573,7 +574,7 @@ impl AsyncWrite for Guarded {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if let Judge::Responses(responses) = &this.judge {
-            this.begins(responses.expected())?;
+            this.begins(responses.expected(), buf)?;
         }
         let polled = Pin::new(&mut this.io).poll_write(cx, buf);
         if let (Judge::Frames(frames), Poll::Ready(Ok(n))) = (&mut this.judge, &polled) {
@@ -590,7 +591,8 @@ impl AsyncWrite for Guarded {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if let Judge::Responses(responses) = &this.judge {
-            this.begins(responses.expected())?;
+            let first = bufs.iter().find(|buf| !buf.is_empty());
+            this.begins(responses.expected(), first.map_or(&[], |buf| buf))?;
         }
         let polled = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
         if let (Judge::Frames(frames), Poll::Ready(Ok(n))) = (&mut this.judge, &polled) {

@@ -9,6 +9,7 @@ pub mod http1;
 pub mod http2;
 pub mod io;
 pub mod rules;
+mod text;
 
 pub use http1::{Asked, Expected, Requests, Responses};
 pub use http2::{Budget, Frames, Role};

@@ -883,7 +883,7 @@ fn responses() -> Vec<(Asked, Vec<u8>, Is)> {
 fn answering(asked: Option<Asked>) -> Responses {
     let expected = Arc::new(Expected::default());
     if let Some(asked) = asked {
-        expected.send(asked, Duration::ZERO);
+        expected.send(asked, Duration::ZERO, false);
     }
     Responses::new(LIMITS, expected)
 }
@@ -965,7 +965,7 @@ fn one_connection_answers_one_request_after_the_other() {
     let mut responses = Responses::new(LIMITS, expected.clone());
     let early: &[u8] = b"HTTP/1.1 100 A\r\n\r\n";
     for round in 0..10 {
-        expected.send(Asked::Plain, Duration::ZERO);
+        expected.send(Asked::Plain, Duration::ZERO, false);
         // The count of 1xx begins anew.
         for _ in 0..2 {
             assert_eq!(responses.read(early), (early.len(), Step::More), "{round}");
@@ -979,7 +979,7 @@ fn one_connection_answers_one_request_after_the_other() {
     };
     assert_eq!(refusal.rule, "unasked_answer");
     // For good.
-    expected.send(Asked::Plain, Duration::ZERO);
+    expected.send(Asked::Plain, Duration::ZERO, false);
     assert_eq!(responses.read(early), (0, Step::Broken(refusal)));
 }
 

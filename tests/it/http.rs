@@ -406,6 +406,8 @@ async fn a_client_that_goes_away_cancels_the_request() {
                     let _ = self.0.send(());
                 }
             }
+            // Once that it is here, and once that it has gone.
+            let _ = gone.send(());
             let _tell = Tell(gone);
             if request.uri().path() == "/slow" {
                 std::future::pending::<()>().await;
@@ -419,6 +421,7 @@ async fn a_client_that_goes_away_cancels_the_request() {
     let request = Request::get("http://echo/slow").body(full("")).unwrap();
     let answer = tokio::spawn(client.send_request(request));
     let in_flight = "weft_server_requests_in_flight";
+    soon("the request at the application", noticed.recv()).await;
     pair.server.until_metric(in_flight, |n| n == 1.0).await;
     answer.abort();
     soon("the application's end", noticed.recv()).await;

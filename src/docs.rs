@@ -96,18 +96,20 @@ that of the nearest thing there, for those who know it.
 
 `MEMORY` bounds two things. Memory that a client can make the sidecar keep is charged before it is
 kept, and refused when the sum would be larger. And what the process really uses is measured, every
-250 ms: its memory that no file backs, against `MEMORY`; and the use of each cgroup around it that
-has a limit (v1 or v2, `memory.max` or `memory.high`, without files that the kernel may drop), as
-long as at least half of it is the sidecar's: what is mostly others' is not relieved by refusing
-requests. Without `MEMORY` and with such a cgroup, the cgroup alone is measured.
+250 ms, and every 20 ms when half is used: its memory that no file backs, against `MEMORY`; and the
+use of each cgroup around it that has a limit (v1 or v2, `memory.max` or `memory.high`, without files
+that the kernel may drop), as long as at least half of it is the sidecar's: what is mostly others' is
+not relieved by refusing requests. Without `MEMORY` and with such a cgroup, the cgroup alone is measured.
 
 | the largest share | `weft_memory_pressure` | what happens |
 |---|---|---|
 | below 85 % | 0 | |
-| from 85 % on, until 80 % | 1 | answers of HTTP/1 say `connection: close`; connections get GOAWAY, or end when they are idle, within 10 s; who has taken nothing of what waits for it for 1 s (a stream of HTTP/2) to 15 s is cut, as when the kernel is short of memory for TCP |
-| from 92 % on, until 87 % | 2 | also, new requests get 503 `proxy_overloaded`, but for health checks of the application that are configured |
+| from 85 % on, until 80 % | 1 | answers of HTTP/1 say `connection: close`; connections get GOAWAY, or end when they are idle, within 10 s; who has taken nothing of what waits for it for 1 s (a stream of HTTP/2) to 15 s is cut, as when the kernel is short of memory for TCP; a connection that makes the sidecar keep more than its part, a 512th of `MEMORY`, waits: what it sends is read and its answers are fetched in one step a second, and new requests on it, over HTTP/2, get RST_STREAM REFUSED_STREAM |
+| from 92 % on, until 87 % | 2 | also, new requests get 503 `proxy_overloaded`, but for health checks of the application that are configured; and of the connections that keep more than their part, those that keep most are ended, as many as it takes |
 
-A connection is charged 16 KiB while it is open; where that does not fit, it is reset.
+A connection is charged 16 KiB while it is open; where that does not fit, it is reset. What
+a connection makes the sidecar keep is told from its requests, 16 KiB each and six times the heads that
+wait for an answer, from what it has not taken of answers, and from what was not read of what it sends.
 `weft_overloaded_total` counts what was refused, by what it was.
 
 ## Clients that take nothing
@@ -116,7 +118,8 @@ Who pauses is no attacker: a pager, a backup, a command whose output nobody read
 `WRITE_TIMEOUT` is as long as Envoy's stream timeout, where nginx has 60 s. What such a client makes the
 sidecar keep is bounded meanwhile: `SEND_BUFFER` and the windows, 160 KiB of an HTTP/1 answer, and
 128 KiB beyond what TCP has sent; and it is the first to go when memory is short, here or in the kernel
-(`net.ipv4.tcp_mem`, which all on a machine share; `press` in `/proc/net/protocols`).
+(`net.ipv4.tcp_mem`, which all on a machine share; `press` in `/proc/net/protocols`). One that has
+left 16 frames of HTTP/2 untaken gets no words with refusals any more: `weft-reason` says why.
 
 ## Files
 

@@ -16,7 +16,7 @@ use crate::{
     error::{Error, Reason},
     identity::IdentityStore,
     limits::Limits,
-    memory::{Charge, Memory},
+    memory::{Account, Charge, Memory, Opened},
     snapshot::{LiveHost, SnapshotStore},
     telemetry::{AccessLog, Metrics},
     upstream::Connector,
@@ -65,6 +65,21 @@ pub struct Shared {
 pub struct Admitted {
     _place: Place,
     _memory: Option<Charge>,
+    opened: Opened,
+}
+
+impl Admitted {
+    /// What the connection makes the process keep.
+    #[must_use]
+    pub fn account(&self) -> Arc<Account> {
+        self.opened.account().clone()
+    }
+
+    /// Its number, for [`Memory::served_by`].
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.opened.number()
+    }
 }
 
 /// What the control plane says of a destination's name.
@@ -93,6 +108,7 @@ impl Shared {
         Ok(Admitted {
             _place: place,
             _memory: Some(memory),
+            opened: Opened::new(&self.memory),
         })
     }
 
@@ -102,6 +118,7 @@ impl Shared {
         Admitted {
             _place: self.places.overfill(),
             _memory: self.memory.charge(CONNECTION),
+            opened: Opened::new(&self.memory),
         }
     }
 

@@ -1,13 +1,16 @@
 //! What the machine gives the process: files and memory, measured and put into the settings that
 //! leave them open.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::sleep;
 
 use crate::{
-    memory::{Gauge, Pressure},
+    memory::{Gauge, Pressure, Shedder},
     telemetry::Metrics,
 };
 
@@ -67,6 +70,7 @@ pub(super) async fn measure(gauge: Gauge, metrics: Arc<Metrics>) {
         .set(i64::try_from(budget).unwrap_or(i64::MAX));
     tracing::info!(budget, cgroup = ?gauge.limit(), "memory");
     let mut before = Pressure::Normal;
+    let mut shedder = Shedder::new(gauge.memory(), gauge.limit());
     loop {
         let look = gauge.look();
         metrics.memory_used("charged", Some(look.charged));
@@ -79,6 +83,15 @@ pub(super) async fn measure(gauge: Gauge, metrics: Arc<Metrics>) {
             tracing::info!(pressure = ?look.pressure, "memory is less short");
         }
         before = look.pressure;
+        let ended = shedder.act(&look, Instant::now());
+        if ended.connections > 0 {
+            metrics.ended(ended.connections as u64);
+            tracing::warn!(
+                ?ended,
+                strain = look.strain,
+                "connections that keep most are ended"
+            );
+        }
         sleep(if look.strain < 500 { LOOK.0 } else { LOOK.1 }).await;
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     cluster::{Cluster, Endpoint, Original, Pick},
     config::{ClusterType, Filter, HttpConfig},
     drain::{ConnectionGuard, Use},
-    memory::Pressure,
+    memory::{Account, Pressure},
     snapshot::{LiveFilter, LiveHost, LiveListener, LiveTable, MAX_NAME, Snapshot},
     telemetry::{RouteMetrics, Side, Tls},
     worker::{Admitted, Worker},
@@ -91,6 +91,7 @@ impl Connection {
         chain: usize,
         tls: Tls,
         peer: Option<SpiffeId>,
+        account: Arc<Account>,
     ) -> Self {
         Self {
             worker,
@@ -102,7 +103,7 @@ impl Connection {
             probes_only: false,
             tls,
             peer,
-            pulse: Arc::default(),
+            pulse: Arc::new(pulse::Pulse::new(account)),
             server_metrics: Mutex::default(),
             last: Mutex::default(),
         }

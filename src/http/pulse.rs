@@ -11,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::{
     limits::Limits,
-    memory::Charge,
+    memory::{Account, Charge, Patience},
     wire::{Signals, Waiting},
 };
 
@@ -27,6 +28,11 @@ use crate::{
 const TICK: Duration = Duration::from_secs(5);
 /// Turns in which frames are counted: the one that goes on, and two before.
 const TURNS: usize = 3;
+/// Frames that somebody who reads may not have taken.
+const BEHIND: usize = 16;
+/// What a request is taken to keep, in bytes: so much, and for each byte of a head that waits.
+const REQUEST: usize = 16 * 1024;
+const HEAD: usize = 6;
 
 /// Counters of one connection.
 #[derive(Debug, Default)]
@@ -43,27 +49,38 @@ pub struct Pulse {
     turn: AtomicUsize,
     /// Frames that their client has not taken, by the turn in which they were given, modulo.
     unsent: [AtomicUsize; TURNS],
+    /// What all of it makes the process keep.
+    pub(super) account: Arc<Account>,
 }
 
 impl Pulse {
+    /// Of a new connection.
+    pub(super) fn new(account: Arc<Account>) -> Self {
+        Self {
+            account,
+            ..Self::default()
+        }
+    }
+
     /// A request begins; it ends when the guard is dropped.
     pub(super) fn request(self: &Arc<Self>) -> ActiveGuard {
         let number = self.served.fetch_add(1, Ordering::Relaxed) + 1;
-        self.active.fetch_add(1, Ordering::Relaxed);
-        ActiveGuard {
-            pulse: self.clone(),
-            number,
-            head: 0,
-        }
+        self.begin(number)
     }
 
     /// Keeps the connection active without a request.
     pub(super) fn hold(self: &Arc<Self>) -> ActiveGuard {
+        self.begin(0)
+    }
+
+    fn begin(self: &Arc<Self>, number: u64) -> ActiveGuard {
         self.active.fetch_add(1, Ordering::Relaxed);
+        self.account.keep(REQUEST);
         ActiveGuard {
             pulse: self.clone(),
-            number: 0,
+            number,
             head: 0,
+            patience: Patience::default(),
         }
     }
 
@@ -92,27 +109,46 @@ pub(super) struct ActiveGuard {
     /// Counted from 1; 0 for what is no request.
     pub(super) number: u64,
     head: usize,
+    patience: Patience,
 }
 
 impl ActiveGuard {
+    /// Ready when the process may keep more of the answer. Whoever takes what there is need not
+    /// wait; whoever does not is stalled meanwhile.
+    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.pulse.account.must_wait() && self.is_behind() {
+            return self.patience.poll(&self.pulse.account, cx);
+        }
+        Poll::Ready(())
+    }
+
     /// Keeps the request's head, of so many bytes, until the answer begins; false if those of
-    /// the connection would be more than `most`.
+    /// the connection would be more than `most`, or if it must wait for memory.
     pub(super) fn keep_head(&mut self, bytes: usize, most: usize) -> bool {
         let before = self.pulse.heads.fetch_add(bytes, Ordering::Relaxed);
         self.head += bytes;
-        before + bytes <= most
+        self.pulse.account.keep(HEAD * bytes);
+        before + bytes <= most && !self.pulse.account.must_wait()
     }
 
     /// Follows a frame of the answer until the client has taken it.
     pub(super) fn unsent(&self, data: Bytes, charge: Option<Charge>) -> Bytes {
         let turn = self.pulse.turn.load(Ordering::Relaxed);
         self.pulse.unsent[turn].fetch_add(1, Ordering::Relaxed);
+        self.pulse.account.keep(data.len());
         Bytes::from_owner(Unsent {
             data,
             turn,
             pulse: self.pulse.clone(),
             _charge: charge,
         })
+    }
+
+    /// Whether the client has left more frames untaken than one who reads leaves.
+    pub(super) fn is_behind(&self) -> bool {
+        let unsent = self.pulse.unsent.iter();
+        let unsent = unsent.map(|turn| turn.load(Ordering::Relaxed));
+        unsent.sum::<usize>() >= BEHIND
     }
 
     /// Bytes of the head that is kept.
@@ -124,6 +160,7 @@ impl ActiveGuard {
     pub(super) fn drop_head(&mut self) {
         let bytes = std::mem::take(&mut self.head);
         self.pulse.heads.fetch_sub(bytes, Ordering::Relaxed);
+        self.pulse.account.give_back(HEAD * bytes);
     }
 }
 
@@ -131,6 +168,7 @@ impl Drop for ActiveGuard {
     fn drop(&mut self) {
         self.drop_head();
         self.pulse.active.fetch_sub(1, Ordering::Relaxed);
+        self.pulse.account.give_back(REQUEST);
     }
 }
 
@@ -151,6 +189,7 @@ impl AsRef<[u8]> for Unsent {
 impl Drop for Unsent {
     fn drop(&mut self) {
         self.pulse.unsent[self.turn].fetch_sub(1, Ordering::Relaxed);
+        self.pulse.account.give_back(self.data.len());
     }
 }
 

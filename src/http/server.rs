@@ -50,12 +50,14 @@ pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
         watch: Watch::new(idle, limits, multiplexed, Instant::now()),
     };
     let context = connection.clone();
-    let service = service_fn(move |req| handle(&context, req));
+    let service = move |req| handle(&context, req);
     let signals = connection.pulse.signals.clone();
+    let account = connection.pulse.account.clone();
     let result = match version {
         HttpVersion::Http1 => {
             let requests = Requests::new(limits.as_ref().into());
-            let io = TokioIo::new(Guarded::requests(io, requests, signals));
+            let guarded = Guarded::requests(io, requests, signals);
+            let io = TokioIo::new(guarded.on(account));
             let mut builder = http1::Builder::new();
             if let Some(fields) = limits.hyper_fields() {
                 builder.max_headers(fields);
@@ -64,7 +66,7 @@ pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
                 .preserve_header_case(true)
                 .auto_date_header(false)
                 .max_buf_size(limits.http1_buffer())
-                .serve_connection(io, service)
+                .serve_connection(io, service_fn(service))
                 .with_upgrades();
             // Answers say `Connection: close` while draining, so that the client is the one
             // who closes; only what is idle at the end is closed from here.
@@ -75,7 +77,11 @@ pub async fn serve(connection: Arc<Connection>, io: Io, version: HttpVersion) {
         }
         HttpVersion::Http2 => {
             let frames = Frames::new(Role::Server, limits.as_ref().into());
-            let io = TokioIo::new(Guarded::frames(io, frames, signals));
+            let guarded = Guarded::frames(io, frames, signals);
+            let io = TokioIo::new(guarded.on(account));
+            // Boxed: what answers a request needs much more room than the answer, and the
+            // answer may wait for its client for long.
+            let service = service_fn(move |req| Box::pin(service(req)));
             let streams = Streams {
                 timeout: limits.write_timeout,
                 memory: shared.memory.clone(),

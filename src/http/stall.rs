@@ -15,10 +15,13 @@ use hyper::rt::Executor;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
-use crate::memory::Memory;
+use crate::memory::{Charge, Memory};
 
 /// Under pressure, streams that stand still are the first to go: before anybody is refused.
 const UNDER_PRESSURE: Duration = Duration::from_secs(1);
+
+/// What a stream costs at the least, on both sides: what h2 keeps of it, and its task.
+const STREAM: usize = 4 * 1024;
 
 /// What a stream's body was last asked for, and how often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +70,7 @@ where
             since: None,
             sleep: None,
             streams: self.clone(),
+            _charge: self.memory.charge(STREAM),
         });
     }
 }
@@ -80,6 +84,8 @@ pin_project! {
         since: Option<Instant>,
         sleep: Option<Pin<Box<Sleep>>>,
         streams: Streams,
+        // Without room the request is refused, and ends soon.
+        _charge: Option<Charge>,
     }
 }
 

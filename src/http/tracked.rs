@@ -29,6 +29,9 @@ use crate::{
     upstream::{Lease, reason_of},
 };
 
+/// What an answer needs in memory, in bytes, without its body.
+const ANSWER: usize = 4 * 1024;
+
 /// A response body with everything that ends when it ends.
 #[derive(Debug)]
 pub struct Tracked {
@@ -89,9 +92,17 @@ impl std::error::Error for Broken {}
 
 impl Tracked {
     /// A body whose end is the end of the stream.
-    pub(super) fn new(body: Body, stream: Stream) -> Self {
+    pub(super) fn new(body: Body, mut stream: Stream) -> Self {
+        if let Some(room) = &mut stream.room {
+            // The head of the request is gone.
+            room.shrink_to(ANSWER);
+        }
+        // A client that takes nothing gets no words with what its mistakes are answered: they
+        // would wait for it, and the head says why.
+        let refused = stream.multiplexed && stream.info.reason != Reason::None;
+        let wordless = refused && stream.upstream.is_none() && stream.active.is_behind();
         Self {
-            body,
+            body: if wordless { Body::Empty } else { body },
             stream: Some(stream),
         }
     }
@@ -153,6 +164,9 @@ impl HttpBody for Tracked {
                 Reason::RequestTimeout,
                 "while the response streamed".to_owned(),
             );
+        }
+        if stream.multiplexed && stream.active.poll_room(cx).is_pending() {
+            return Poll::Pending;
         }
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         stall::asked(matches!(polled, Poll::Ready(Some(Ok(_)))));

@@ -83,6 +83,7 @@ pub(super) fn connect_http(
         outer.chain,
         outer.tls,
         outer.peer.clone(),
+        outer.pulse.account.clone(),
     );
     inner.only_authority = Some(authority);
     // Boxed: a connection that serves a tunnel that serves a connection would be a type

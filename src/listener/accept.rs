@@ -83,11 +83,14 @@ fn serve(worker: &Arc<Worker>, name: &Arc<str>, tcp: TcpStream, client: SocketAd
             return;
         }
     };
-    let serving = connection::serve(worker.clone(), listener, tcp, client);
-    tokio::spawn(async move {
+    let (account, number) = (admitted.account(), admitted.number());
+    let serving = connection::serve(worker.clone(), listener, tcp, client, account);
+    let task = tokio::spawn(async move {
         serving.await;
         drop(admitted);
     });
+    let memory = &worker.shared.memory;
+    memory.served_by(number, task.abort_handle());
 }
 
 /// Errors that go on and on.

@@ -25,6 +25,7 @@ use crate::{
     http::{self, Connection, HttpVersion},
     identity,
     io::{Io, prepare},
+    memory::Account,
     snapshot::{LiveFilter, LiveListener},
     tcp,
     telemetry::{Side, Tls},
@@ -49,6 +50,8 @@ pub(super) struct Context {
     pub(super) probes_only: bool,
     /// A shutdown waits for it.
     pub(super) open: Arc<ConnectionGuard>,
+    /// What it makes the process keep.
+    pub(super) account: Arc<Account>,
 }
 
 impl Context {
@@ -102,6 +105,7 @@ pub(super) async fn serve(
     listener: Arc<LiveListener>,
     tcp: TcpStream,
     client: SocketAddr,
+    account: Arc<Account>,
 ) {
     let open = Arc::new(worker.shared.drain.connection(&listener.config.name));
     prepare(&tcp);
@@ -112,6 +116,7 @@ pub(super) async fn serve(
         authority: None,
         probes_only: false,
         open,
+        account,
     };
     let config = &context.listener.config;
     let arrived = socket::arrived(&tcp, config.arrival, config.address);
@@ -251,6 +256,7 @@ async fn plaintext_on_strict(context: &Context, tcp: TcpStream) -> Result<(), Er
                     authority: None,
                     probes_only: true,
                     open: context.open.clone(),
+                    account: context.account.clone(),
                 };
                 let identity = (Tls::None, None);
                 dispatch(&probing, http, io, AppProtocol::Http1, identity).await
@@ -420,7 +426,8 @@ pub(super) async fn dispatch(
         AppProtocol::Http1 | AppProtocol::Tcp => HttpVersion::Http1,
     };
     let (worker, listener) = (context.worker.clone(), context.listener.clone());
-    let mut connection = Connection::new(worker, listener, chain, tls, peer);
+    let account = context.account.clone();
+    let mut connection = Connection::new(worker, listener, chain, tls, peer, account);
     connection.original = context.original;
     connection.only_authority.clone_from(&context.authority);
     connection.probes_only = context.probes_only;

@@ -2,6 +2,7 @@
 //! and how close the process is to the end of what it has. What is measured is told from what
 //! follows from it: `strain` and `after` are pure.
 
+mod account;
 mod cgroup;
 
 use std::{
@@ -14,7 +15,12 @@ use std::{
     },
 };
 
-use self::cgroup::{Group, GroupUse};
+use self::{
+    account::Accounts,
+    cgroup::{Group, GroupUse},
+};
+
+pub use account::{Account, Opened, Patience, Shedder};
 
 /// What a process has that is told nothing and in no cgroup with a limit.
 const WITHOUT_LIMIT: u64 = 256 << 20;
@@ -29,9 +35,10 @@ const CRITICAL: (u64, u64) = (920, 870);
 pub enum Pressure {
     /// Far enough.
     Normal = 0,
-    /// Clients are asked to go when their request has ended.
+    /// Clients are asked to go when their request has ended, and connections that keep more than
+    /// their part wait.
     High = 1,
-    /// New requests are refused.
+    /// New requests are refused, and the connections that keep most are ended.
     Critical = 2,
 }
 
@@ -56,6 +63,8 @@ pub struct Memory {
     measured: AtomicU8,
     /// Whether the kernel was short of memory for TCP then.
     sockets: AtomicBool,
+    /// What single connections keep.
+    accounts: Accounts,
 }
 
 impl Memory {
@@ -69,6 +78,7 @@ impl Memory {
             used: AtomicUsize::new(0),
             measured: AtomicU8::new(Pressure::Normal as u8),
             sockets: AtomicBool::new(false),
+            accounts: Accounts::default(),
         })
     }
 
@@ -140,6 +150,11 @@ impl Charge {
             self.bytes += bytes;
         }
         taken
+    }
+
+    /// Gives back what is more than so many bytes.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        self.shrink(self.bytes.saturating_sub(bytes));
     }
 
     /// Gives bytes back, at most all.
@@ -350,7 +365,9 @@ mod tests {
         assert!(!one.grow(1));
         drop(two);
         assert!(one.grow(400) && memory.charge(1).is_none());
-        one.shrink(900);
+        one.shrink_to(100);
+        assert_eq!(memory.used(), 100);
+        one.shrink_to(200);
         assert_eq!(memory.used(), 100);
         one.shrink(900);
         assert_eq!(memory.used(), 0);

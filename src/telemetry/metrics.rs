@@ -151,6 +151,7 @@ impl Metrics {
         let overloaded = counter(
             "weft_overloaded_total",
             "What was refused for want of something: request and memory (a connection) for want of memory, \
+             largest connections that were ended then, \
              heads of a HTTP/2 connection with too many that wait, connections over their limit, \
              upstream connections for want of files or ports.",
             &["what"],
@@ -635,6 +636,11 @@ impl Metrics {
     /// Counts what was refused because there is too little of something.
     pub fn overloaded(&self, what: &'static str) {
         self.overloaded.child(&[what]).inc();
+    }
+
+    /// Counts connections that were ended because they kept most when memory was short.
+    pub fn ended(&self, connections: u64) {
+        self.overloaded.child(&["largest"]).inc_by(connections);
     }
 
     /// Counts a request that was refused for want of memory.

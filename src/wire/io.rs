@@ -30,7 +30,10 @@ use super::{
     http1::{Expected, Requests, Responses, Resume, Step},
     http2::{self, Frames},
 };
-use crate::io::Io;
+use crate::{
+    io::Io,
+    memory::{Account, Patience},
+};
 
 /// What is read at one time to complete a head, in bytes.
 const CHUNK: usize = 4096;
@@ -48,6 +51,9 @@ const MAX_LINGER: usize = 1024 * 1024;
 /// by turns.
 const HEAD: u32 = 16;
 const TURN: u32 = 128;
+/// What the body of an HTTP/1 request fills when it does not go on, in bytes: the buffers of hyper
+/// and of TLS on both sides.
+const BODY: usize = 400 * 1024;
 /// What is read at one time where heads come, in bytes.
 const FEW: usize = 2048;
 
@@ -205,6 +211,31 @@ pub struct Guarded {
     linger: Option<(Pin<Box<Sleep>>, usize)>,
     /// HTTP/2: heads came with what was read last.
     crowded: bool,
+    room: Option<Room>,
+}
+
+/// What one client makes the process keep, as far as its byte stream shows it.
+#[derive(Debug)]
+struct Room {
+    account: Arc<Account>,
+    kept: usize,
+    patience: Patience,
+}
+
+impl Room {
+    fn set(&mut self, kept: usize) {
+        if kept != self.kept {
+            self.account.keep(kept);
+            self.account.give_back(self.kept);
+            self.kept = kept;
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.set(0);
+    }
 }
 
 #[derive(Debug)]
@@ -252,6 +283,43 @@ impl Guarded {
             passed: 0,
             state: State::Open,
             linger: None,
+            room: None,
+        }
+    }
+
+    /// Of a client, on whose account is what it makes the process keep.
+    #[must_use]
+    pub fn on(mut self, account: Arc<Account>) -> Self {
+        self.room = Some(Room {
+            account,
+            kept: 0,
+            patience: Patience::default(),
+        });
+        self
+    }
+
+    /// Puts on the account what the judge has seen, after `read` bytes more.
+    fn count(&mut self, read: usize) {
+        let Some(room) = &mut self.room else { return };
+        room.set(match &self.judge {
+            Judge::Requests(requests) if requests.is_within() => (room.kept + read).min(BODY),
+            Judge::Requests(_) | Judge::Responses(_) => 0,
+            Judge::Frames(frames) => frames.unread() as usize,
+        });
+    }
+
+    /// Whoever reads waits for the peer: what it has sent of a body of HTTP/1 has gone on.
+    fn keeps_nothing(&mut self) {
+        if let (Some(room), Judge::Requests(_)) = (&mut self.room, &self.judge) {
+            room.set(0);
+        }
+    }
+
+    /// Ready when more may be read. The heads of HTTP/1 are: they are refused by themselves.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.room {
+            Some(room) => room.patience.poll(&room.account, cx),
+            None => Poll::Ready(()),
         }
     }
 
@@ -274,6 +342,7 @@ impl Guarded {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<bool>> {
+        ready!(self.poll_room(cx));
         let start = buf.filled().len();
         let heads = self.heads();
         if self.crowded {
@@ -284,7 +353,11 @@ impl Guarded {
             ready!(Pin::new(&mut self.io).poll_read(cx, &mut few))?;
             buf.put_slice(few.filled());
         } else {
-            ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+            let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+            if polled.is_pending() {
+                self.keeps_nothing();
+            }
+            ready!(polled)?;
         }
         let n = buf.filled().len() - start;
         if n == 0 {
@@ -296,6 +369,7 @@ impl Guarded {
             buf.set_filled(start + pass);
         }
         self.take(step, 0)?;
+        self.count(n);
         let heads = self.heads().wrapping_sub(heads);
         self.crowded = heads > 0;
         for _ in 0..heads.saturating_mul(HEAD).min(TURN) {
@@ -333,6 +407,7 @@ impl Guarded {
         self.held = held;
         let (pass, step) = read?;
         self.passed = pass;
+        self.count(pass);
         self.take(step, pass)
     }
 
@@ -627,5 +702,49 @@ impl AsyncWrite for Guarded {
             ready!(this.poll_linger(cx));
         }
         Poll::Ready(polled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+        time::timeout,
+    };
+
+    use super::{Guarded, Requests, Signals};
+    use crate::{limits::Limits, memory::Account};
+
+    #[tokio::test]
+    async fn a_body_counts_until_it_has_gone_on() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let account = Arc::new(Account::default());
+        let requests = Requests::new((&Limits::default()).into());
+        let guarded = Guarded::requests(server.into(), requests, Arc::<Signals>::default());
+        let mut guarded = guarded.on(account.clone());
+
+        let head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2000\r\n\r\n";
+        for (bytes, kept) in [(&head[..], true), (&[0; 1000], true), (&[0; 1000], false)] {
+            client.write_all(bytes).await.unwrap();
+            let mut read = vec![0; bytes.len()];
+            guarded.read_exact(&mut read).await.unwrap();
+            assert_eq!(read, bytes);
+            let expected = if kept { bytes.len() } else { 0 };
+            assert_eq!(account.bytes(), expected, "what came last");
+            // Whoever asks for more has got rid of it.
+            let more = AsyncReadExt::read(&mut guarded, &mut read);
+            let more = timeout(Duration::from_millis(10), more);
+            more.await.unwrap_err();
+            assert_eq!(account.bytes(), 0);
+        }
+        client.write_all(&head[..10]).await.unwrap();
+        drop(guarded);
+        assert_eq!(account.bytes(), 0);
     }
 }

@@ -10,8 +10,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::sleep;
 
 use weft_kit::raw1::End;
-use weft_kit::raw2::frame::INITIAL_WINDOW_SIZE;
-use weft_kit::raw2::{Manners, POLITE, Peer};
+use weft_kit::raw2::frame::{END_HEADERS, END_STREAM, INITIAL_WINDOW_SIZE};
+use weft_kit::raw2::{Block, Frame, Manners, POLITE, Peer};
 
 use crate::support::app::{self, Server};
 use crate::support::http1::{Http1, send, try_send};
@@ -251,6 +251,38 @@ async fn what_h2_keeps_for_a_client_that_takes_nothing_is_charged_and_ends() {
     let cut = "weft_http_violations_total{peer=\"downstream\",rule=\"write_timeout\"}";
     sidecar.until_metric(cut, |n| n == 1.0).await;
     sidecar.until_metric(charged, |n| n < 500_000.0).await;
+}
+
+/// The words of a refusal would wait for the window; its head says why, and is the end.
+#[tokio::test]
+async fn refusals_leave_nothing_behind_for_a_client_that_takes_nothing() {
+    const STREAMS: u32 = 60;
+    let app = app::echo("echo").await;
+    let (_mesh, _sidecar, workload) = alone(&app, &[]).await;
+    let shut = [(INITIAL_WINDOW_SIZE, 0)];
+    let mut peer = Peer::connect(workload.outbound, &shut).await.unwrap();
+    let streams = || (0..STREAMS).map(|n| 2 * n + 1);
+    for stream in streams() {
+        let crumb = |block: Block, _| block.literal("cookie", "a=b");
+        let block = (0..101).fold(Block::request("GET", "echo", "/"), crumb);
+        let flags = END_HEADERS | END_STREAM;
+        let frame = Frame::headers(stream, flags, block.bytes());
+        peer.send(&frame).await.unwrap();
+    }
+    for stream in streams() {
+        while peer.message(stream).is_none_or(|m| m.heads.is_empty()) {
+            peer.next().await.unwrap();
+        }
+    }
+    let refused = |stream| {
+        let message = peer.message(stream).unwrap();
+        let reason = message.header("weft-reason");
+        assert_eq!((message.status(), &reason[..]), (431, "headers_too_large"));
+        message.ended
+    };
+    let ended = streams().filter(|stream| refused(*stream)).count();
+    // Some wait, since most clients read.
+    assert!((30..60).contains(&ended), "{ended}");
 }
 
 #[tokio::test]

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use weft_kit::raw1::End;
+use weft_kit::raw2::Peer;
 
 use crate::lifecycle::process::Process;
 use crate::support::http1::{self, Http1};
@@ -117,6 +119,52 @@ async fn memory_that_runs_out_is_noticed_refused_and_given_back() {
         (reply.outcome(), reply.header("connection")),
         ((200, ""), None)
     );
+}
+
+#[tokio::test]
+async fn who_keeps_most_goes_first() {
+    const BUDGET: usize = 32 << 20;
+    let app = app::tcp(|mut stream| async move {
+        while let Some(head) = app::head(&mut stream).await {
+            if head.starts_with("GET /stall") {
+                std::future::pending::<()>().await;
+            }
+            let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            stream.write_all(ok.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let workload = Workload::new("echo").serves(&app);
+    let documents = service("echo", "app: echo", Some("http")) + &workload.yaml();
+    let mesh = Mesh::strict(&documents).await;
+    let mut settings = settings(&workload, &mesh.token(&workload), mesh.control);
+    settings.insert("MEMORY".to_owned(), BUDGET.to_string());
+    let process = Process::start(&settings);
+    process.ready().await;
+
+    let mut modest = Http1::connect(workload.outbound).await.unwrap();
+    assert_eq!(modest.exchange(GET).await.unwrap().outcome(), (200, ""));
+    let mut greedy = Peer::connect(workload.outbound, &[]).await.unwrap();
+    for n in 0..100 {
+        greedy.get(2 * n + 1, "echo", "/stall").await.unwrap();
+    }
+    greedy.ping(1).await.unwrap();
+
+    let mut idle = Vec::new();
+    until("the end of the memory", async || {
+        for _ in 0..50 {
+            idle.extend(TcpStream::connect(workload.outbound).await);
+        }
+        let ended = metrics(&process)
+            .await
+            .sum("weft_overloaded_total{what=\"largest\"}");
+        (ended > 0.0).then_some(()).ok_or(format!("{ended} ended"))
+    })
+    .await;
+    assert_eq!(greedy.goodbye().await.end, End::Closed);
+    drop(idle);
+    until_pressure(&process, 0.0).await;
+    assert_eq!(modest.exchange(GET).await.unwrap().outcome(), (200, ""));
 }
 
 #[tokio::test]

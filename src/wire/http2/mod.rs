@@ -8,12 +8,14 @@
 mod budget;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use std::time::Instant;
 
 use super::Waiting;
 use crate::limits::Limits;
 use budget::{Account, Kind, Work};
+use unread::Unread;
 
 pub use budget::{Allowance, BUDGETS, FROM_CLIENTS, FROM_SERVERS};
 
@@ -35,6 +37,8 @@ pub struct Budget {
     /// The largest head that is answered, in bytes. Its header block may be two frames longer,
     /// so that one a little too large is refused by itself (431) instead of its connection.
     pub head: u32,
+    /// What the peer may send of DATA before it is read, in bytes.
+    pub window: u32,
 }
 
 impl Default for Budget {
@@ -42,6 +46,7 @@ impl Default for Budget {
         Self {
             frame: 16_384,
             head: 65_536,
+            window: 65_535,
         }
     }
 }
@@ -50,6 +55,7 @@ impl From<&Limits> for Budget {
     fn from(limits: &Limits) -> Self {
         Self {
             head: u32::try_from(limits.max_head_bytes).unwrap_or(u32::MAX),
+            window: limits.http2_connection_window,
             ..Self::default()
         }
     }
@@ -135,6 +141,7 @@ pub struct Frames {
     cut: Option<Glitch>,
     /// RST_STREAM frames received.
     resets: u32,
+    unread: Unread,
 }
 
 /// A header block that was begun.
@@ -172,6 +179,7 @@ impl Frames {
             block_sent: false,
             cut: None,
             resets: 0,
+            unread: Unread::new(budget.window),
         }
     }
 
@@ -197,7 +205,7 @@ impl Frames {
         let skip = output.len().min(PREFACE.len() - self.preface_sent);
         self.preface_sent += skip;
         output = &output[skip..];
-        while let Some(frame) = self.outbound.next(&mut output, error_code) {
+        while let Some(frame) = self.outbound.next(&mut output, number) {
             if let Err(glitch) = self.follow(&frame) {
                 self.cut.get_or_insert(glitch);
             }
@@ -215,6 +223,12 @@ impl Frames {
     #[must_use]
     pub const fn resets(&self) -> u32 {
         self.resets
+    }
+
+    /// Bytes of DATA that were received and that certainly nobody has read.
+    #[must_use]
+    pub fn unread(&self) -> u32 {
+        self.unread.certain()
     }
 
     /// What the peer has begun and should end.
@@ -278,6 +292,7 @@ impl Frames {
         }
         match frame.kind {
             DATA => {
+                self.unread.received(frame.length);
                 let data = frame.data();
                 if data >= SMALL_DATA {
                     if data >= 1024 {
@@ -365,6 +380,9 @@ impl Frames {
                 self.account.earn(Work::Head, 1);
             }
             CONTINUATION => self.block_sent = !frame.has(END_HEADERS),
+            WINDOW_UPDATE if frame.stream == 0 => {
+                self.unread.told(u32::from_be_bytes(frame.start));
+            }
             RST_STREAM => {
                 return match u32::from_be_bytes(frame.start) {
                     PROTOCOL_ERROR | FLOW_CONTROL_ERROR | FRAME_SIZE_ERROR | COMPRESSION_ERROR => {
@@ -452,8 +470,12 @@ fn pad_length(kind: u8, flags: u8) -> usize {
 }
 
 /// How many bytes of the payload matter in what is sent.
-fn error_code(kind: u8, _flags: u8) -> usize {
-    if kind == RST_STREAM { 4 } else { 0 }
+fn number(kind: u8, _flags: u8) -> usize {
+    if matches!(kind, RST_STREAM | WINDOW_UPDATE) {
+        4
+    } else {
+        0
+    }
 }
 
 /// Finds the frames of one direction.

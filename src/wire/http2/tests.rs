@@ -631,6 +631,7 @@ fn frames_are_as_long_as_announced() {
                 let budget = Budget {
                     frame: announced,
                     head: 1 << 21,
+                    ..Budget::default()
                 };
                 let mut frames = Frames::new(Role::Server, budget);
                 frames.received(&opening(Role::Server), now).unwrap();

@@ -275,6 +275,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         }
     }
 
+    /// Drops what came on a stream; what comes later counts anew.
+    pub fn forget(&mut self, stream: u32) {
+        let message = self.streams.remove(&stream).unwrap_or_default();
+        self.kept -= message.body.len();
+    }
+
     /// As a server: reads until a header block is complete on a stream that was not `known`;
     /// which.
     pub async fn request(&mut self, known: u32) -> io::Result<u32> {

@@ -501,10 +501,11 @@ mod tests {
     }
 
     #[test]
-    fn both_kinds_of_weft_have_a_document() {
+    fn every_kind_of_weft_has_its_documents() {
         let text = documents();
-        assert_eq!(text.matches("kind: Workload").count(), 4);
-        assert_eq!(text.matches("kind: Service").count(), 6);
+        // A client and a server each: captured and explicit, in mode route and between hooks.
+        assert_eq!(text.matches("kind: Workload").count(), 8);
+        assert_eq!(text.matches("kind: Service").count(), 4 * PORTS.len());
         assert!(text.contains("{port: 8082, listen: 14082, app: \"127.0.0.1:8082\"}"));
     }
 }

@@ -119,7 +119,7 @@ pub(super) async fn serve(
         account,
     };
     let config = &context.listener.config;
-    let arrived = socket::arrived(&tcp, config.arrival, config.address);
+    let arrived = socket::arrived(&tcp, config);
     let result = match (arrived, context.listener.side()) {
         (Arrived::Here, side) if config.arrival.is_captured() => match side {
             Side::Client => explicit(&context, tcp).await,

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpStream;
 
-use crate::config::Arrival;
+use crate::config::{Arrival, Listener};
 
 const BACKLOG: i32 = 1024;
 
@@ -20,10 +20,11 @@ pub(super) enum Arrived {
     Transparently(SocketAddr),
 }
 
-/// Tells how a connection came to a socket of address `listening`: the kernel has changed its
-/// destination (REDIRECT), or has not, and then our address on it is what it was made to
-/// (TPROXY). An IPv4 address in IPv6 clothes counts as IPv4.
-pub(super) fn arrived(tcp: &TcpStream, arrival: Arrival, listening: SocketAddr) -> Arrived {
+/// Tells how a connection came to a listener: the kernel has changed its destination (REDIRECT),
+/// or has not, and then our address on it is what it was made to (TPROXY). An IPv4 address in
+/// IPv6 clothes counts as IPv4.
+pub(super) fn arrived(tcp: &TcpStream, listener: &Listener) -> Arrived {
+    let arrival = listener.arrival;
     if !arrival.is_captured() {
         return Arrived::Here;
     }
@@ -37,16 +38,19 @@ pub(super) fn arrived(tcp: &TcpStream, arrival: Arrival, listening: SocketAddr) 
     };
     match original.ok().and_then(|a| a.as_socket()).map(plain) {
         Some(original) if original != local => Arrived::Redirected(original),
-        _ if is_here(local, plain(listening)) => Arrived::Here,
+        _ if is_here(local, listener.address, &listener.additional) => Arrived::Here,
         _ if arrival == Arrival::Transparent => Arrived::Transparently(local),
         _ => Arrived::Redirected(local),
     }
 }
 
-/// Whether a connection with this address of ours was made to the listening socket itself.
-fn is_here(local: SocketAddr, listening: SocketAddr) -> bool {
-    let any = listening.ip().is_unspecified();
-    local.port() == listening.port() && (any || local.ip() == listening.ip())
+/// Whether a connection with this address of ours was made to a listening socket itself.
+fn is_here(local: SocketAddr, address: SocketAddr, additional: &[SocketAddr]) -> bool {
+    let mut listening = additional.iter().chain([&address]).copied().map(plain);
+    listening.any(|listening| {
+        let any = listening.ip().is_unspecified();
+        local.port() == listening.port() && (any || local.ip() == listening.ip())
+    })
 }
 
 /// Whether no call from elsewhere can be for this destination: what listens on loopback only,
@@ -155,17 +159,27 @@ mod tests {
     #[test]
     fn whoever_calls_the_socket_itself_was_not_led_here() {
         for (local, listening, here) in [
-            ("127.0.0.1:14001", "127.0.0.1:14001", true),
-            ("10.9.0.2:80", "127.0.0.1:14001", false),
+            (
+                "127.0.0.1:14001",
+                &["127.0.0.1:14001", "[::1]:14001"][..],
+                true,
+            ),
+            ("[::1]:14001", &["127.0.0.1:14001", "[::1]:14001"], true),
+            ("10.9.0.2:80", &["127.0.0.1:14001"], false),
             // Another host's sidecar.
-            ("10.9.0.2:14001", "127.0.0.1:14001", false),
-            ("10.9.0.2:14006", "0.0.0.0:14006", true),
-            ("10.9.0.2:80", "0.0.0.0:14006", false),
-            ("[fd00::2]:14001", "[::1]:14001", false),
-            ("[fd00::2]:14006", "[::]:14006", true),
+            ("10.9.0.2:14001", &["127.0.0.1:14001", "[::1]:14001"], false),
+            ("10.9.0.2:14006", &["0.0.0.0:14006"], true),
+            ("10.9.0.2:80", &["0.0.0.0:14006", "[::]:14006"], false),
+            (
+                "[fd00::2]:14001",
+                &["127.0.0.1:14001", "[::1]:14001"],
+                false,
+            ),
+            ("[fd00::2]:14006", &["0.0.0.0:14006", "[::]:14006"], true),
         ] {
-            let found = is_here(local.parse().unwrap(), listening.parse().unwrap());
-            assert_eq!(found, here, "{local} {listening}");
+            let listening: Vec<_> = listening.iter().map(|one| one.parse().unwrap()).collect();
+            let found = is_here(local.parse().unwrap(), listening[0], &listening[1..]);
+            assert_eq!(found, here, "{local} {listening:?}");
         }
     }
 

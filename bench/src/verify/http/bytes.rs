@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use weft_kit::fault::{Fault, Rules, Way};
 
-use super::echo::{Http1, Job, http2, log_uniform};
+use super::echo::{Http1, Job, http2, log_uniform, roomy};
 use super::lanes::Dice;
 use super::pair::{Peak, mebibytes};
 use crate::error::{Context as _, Error, Result};
@@ -350,12 +350,7 @@ async fn on_one_connection(entry: SocketAddr, host: &'static str, work: &Arc<Mut
     let connect = async {
         let stream = TcpStream::connect(entry).await.context("connect")?;
         stream.set_nodelay(true).context("TCP_NODELAY")?;
-        h2::client::Builder::new()
-            .initial_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20)
-            .handshake(stream)
-            .await
-            .context("HTTP/2 handshake")
+        roomy().handshake(stream).await.context("HTTP/2 handshake")
     };
     let (sender, driver) = match connect.await {
         Ok(connected) => connected,

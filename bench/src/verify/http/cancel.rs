@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::echo::{Http1, Job, http2, log_uniform};
+use super::echo::{Http1, Job, http2, log_uniform, roomy};
 use super::lanes::Dice;
 use super::pair::{PLAIN, Pair, SECOND, Start, files, mebibytes, metric};
 use crate::error::{Context as _, Error, Result};
@@ -287,9 +287,7 @@ async fn connect(
 ) -> Result<(SendRequest<Bytes>, h2::client::Connection<TcpStream>)> {
     let stream = TcpStream::connect(at).await.context("connect")?;
     stream.set_nodelay(true).context("TCP_NODELAY")?;
-    h2::client::handshake(stream)
-        .await
-        .context("HTTP/2 handshake")
+    roomy().handshake(stream).await.context("HTTP/2 handshake")
 }
 
 async fn stream(sky: Arc<Sky>, mut sender: SendRequest<Bytes>, host: &'static str, mut dice: Dice) {

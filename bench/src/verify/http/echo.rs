@@ -48,6 +48,16 @@ impl Job {
     }
 }
 
+/// A client with large windows. h2 ends a connection on which some hundred small DATA frames wait to
+/// be read, more where the window is larger, and here bodies are cut small.
+pub(super) fn roomy() -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20);
+    builder
+}
+
 /// What bodies are cut from. Its length is prime: no power of two of bytes that gets lost or is
 /// sent twice looks like what belongs there.
 static RANDOM: LazyLock<Bytes> = LazyLock::new(|| {

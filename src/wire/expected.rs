@@ -57,6 +57,10 @@ impl Expected {
     /// Says what the next answer is for, how long the connection was idle, and whether the head
     /// of the request is to be kept for [`Self::take_head`]; before its first byte is sent.
     pub fn send(&self, what: Asked, idle: Duration, keep: bool) {
+        let mut head = self.head.lock();
+        // That of the last request is never taken for this one's.
+        head.clear();
+        head.shrink_to(MAX_KEPT);
         self.keep.store(keep, Ordering::Relaxed);
         self.look.store(idle >= Self::IDLE, Ordering::Relaxed);
         self.touched.store(false, Ordering::Relaxed);
@@ -71,11 +75,8 @@ impl Expected {
             return;
         }
         self.keep.store(false, Ordering::Relaxed);
-        let mut head = self.head.lock();
-        head.clear();
-        head.shrink_to(MAX_KEPT);
         if let Some(end) = END.find(bytes) {
-            head.extend_from_slice(&bytes[..end + 4]);
+            self.head.lock().extend_from_slice(&bytes[..end + 4]);
         }
     }
 
@@ -170,6 +171,15 @@ mod tests {
             expected.writing(b"more\r\n\r\n");
             assert_eq!(expected.take_head(), kept);
         }
+    }
+
+    #[test]
+    fn the_head_of_the_last_request_is_not_that_of_one_that_was_never_written() {
+        let expected = Expected::default();
+        expected.send(Asked::Plain, Duration::ZERO, true);
+        expected.writing(b"GET / HTTP/1.1\r\n\r\n");
+        expected.send(Asked::Plain, Duration::ZERO, true);
+        assert_eq!(expected.take_head(), b"");
     }
 
     #[test]
